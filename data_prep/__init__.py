@@ -1,0 +1,1 @@
+"""From raw dumps and books to packed token shards with a manifest."""

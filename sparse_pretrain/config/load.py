@@ -1,0 +1,122 @@
+"""YAML recipe + `key=value` overrides -> validated model, every mistake reported at once."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from sparse_pretrain.config.base import Section
+from sparse_pretrain.errors import UserError
+from sparse_pretrain.shipped import shipped_recipe
+
+Recipe = TypeVar("Recipe", bound=Section)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str], schema: type[Recipe]) -> Recipe:
+    """Read a recipe, apply overrides, validate.
+
+    Args:
+        path: a YAML file, or the name of a shipped recipe (`bert-base-85` or `bert-base-85.yaml`).
+        overrides: `section.key=value` strings, values parsed as YAML, applied in order.
+        schema: the recipe's model.
+
+    Raises:
+        UserError: naming the file and, a line each, every key that is wrong and what would be right.
+    """
+    source = find_recipe(path)
+    values = read_values(source, overrides)
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(explain(str(source), schema, detail) for detail in error.errors())) from None
+
+
+def find_recipe(path: str | Path) -> Path:
+    """Return the file a recipe argument means: a path first, else a shipped recipe's name."""
+    candidate = Path(path)
+    if candidate.is_file():
+        return candidate
+    shipped = shipped_recipe(str(path))
+    if shipped is not None:
+        return shipped
+    raise UserError(f"{path}: no such recipe file, and no shipped recipe has this name")
+
+
+def read_values(source: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the recipe's plain values with overrides merged in and interpolations resolved."""
+    try:
+        base = OmegaConf.create(source.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"override {override!r}: write it as key=value, for example steps=1000")
+    try:
+        merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
+        raise UserError(f"{source}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: a recipe is a mapping of sections, this is a {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}
+
+
+def explain(source: str, schema: type[BaseModel], detail: ErrorDetails) -> str:
+    """Turn one pydantic error into `file: key = value: what would be right`."""
+    location = [str(part) for part in detail["loc"]]
+    key = ".".join(location) or "recipe"
+    if detail["type"] == "extra_forbidden":
+        known = known_keys(schema, location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
+        return f"{source}: {key}: unknown key; {hint}"
+    if detail["type"] == "missing":
+        return f"{source}: {key}: missing; this key has no default"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    lead = "" if detail["msg"].startswith("Value error") else "should be "
+    shown = "" if isinstance(detail["input"], Mapping) else f" = {detail['input']!r}"
+    return f"{source}: {key}{shown}: {lead}{message}{percent_hint(location, detail['input'])}"
+
+
+def percent_hint(location: Sequence[str], value: object) -> str:
+    """Suggest the fraction when somebody wrote a percentage where a fraction belongs."""
+    fraction_key = bool(location) and ("sparsity" in location[-1] or "probability" in location[-1])
+    if fraction_key and isinstance(value, int | float) and 1 < value < 100:
+        return f". Did you mean {value / 100:g}?"
+    return ""
+
+
+def known_keys(schema: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Return the field names of the section at `location`, following optional sections."""
+    section: type[BaseModel] = schema
+    for part in location:
+        field = section.model_fields.get(part)
+        inner = section_of(field.annotation) if field is not None else None
+        if inner is None:
+            break
+        section = inner
+    return sorted(section.model_fields)
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the model class inside `X`, `X | None`, `list[X]`, or None when there is none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, UnionType, list, tuple, dict):
+        for argument in get_args(annotation):
+            found = section_of(argument)
+            if found is not None:
+                return found
+    return None
+
+
+def to_yaml(recipe: BaseModel) -> str:
+    """Return the resolved recipe as YAML that `load_recipe` reads back to an equal model."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
