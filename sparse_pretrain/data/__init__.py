@@ -1,0 +1,1 @@
+"""Prepared shards -> seeded, rank-independent batches."""

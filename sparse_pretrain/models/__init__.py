@@ -1,0 +1,1 @@
+"""Students, teachers, and which of their weights may be pruned."""

@@ -1,0 +1,1 @@
+"""What to prune, when, and the masks that say what was pruned. Knows nothing of DeepSpeed."""
