@@ -1,0 +1,1 @@
+"""Recipes: YAML + overrides -> strict, immutable models."""

@@ -1,0 +1,62 @@
+"""The recipe of `sparse-pretrain train`: teacher preparation and student pruning are two recipes of it."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sparse_pretrain.config.base import Section
+from sparse_pretrain.config.model import DataSection, MaskingSection, ModelSection
+from sparse_pretrain.config.pruning import DistillationSection, PruningSection
+from sparse_pretrain.config.training import (
+    BatchSection,
+    CheckpointSection,
+    EngineSection,
+    EvaluationSection,
+    LearningRateSection,
+    LoggingSection,
+    OptimizerSection,
+)
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class TrainRecipe(Section):
+    """Everything a pre-training run needs to know."""
+
+    output: Path = Field(description="run folder: checkpoints, logs, metrics, plots")
+    seed: int = Field(42, ge=0)
+    steps: int = Field(ge=1, description="optimizer steps")
+    precision: Precision = Field("auto", description="auto: bf16 where the hardware is fast at it")
+    model: ModelSection
+    data: DataSection
+    masking: MaskingSection = MaskingSection()
+    batch: BatchSection = BatchSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    learning_rate: LearningRateSection = LearningRateSection()
+    pruning: PruningSection | None = None
+    distillation: DistillationSection | None = None
+    engine: EngineSection = EngineSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    logging: LoggingSection = LoggingSection()
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of learning-rate warm-up, rounded to a whole step."""
+        return round(self.learning_rate.warmup * self.steps)
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "TrainRecipe":
+        if self.pruning is not None and self.pruning.end > self.steps:
+            raise ValueError(f"pruning.end = {self.pruning.end} lies beyond steps = {self.steps}")
+        if self.learning_rate.kind == "rewinding":
+            if self.pruning is None:
+                raise ValueError("learning_rate.kind = rewinding needs a pruning section: it replays its ramp")
+            decay = self.steps - (self.pruning.ramp_end - self.pruning.begin)
+            if decay <= self.warmup_steps:
+                raise ValueError(
+                    f"learning_rate.kind = rewinding needs steps - ramp > warm-up, got {decay} <= "
+                    f"{self.warmup_steps}: shorten the ramp or the warm-up"
+                )
+        return self

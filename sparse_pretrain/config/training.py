@@ -1,0 +1,67 @@
+"""Recipe sections that say how it is trained: batch, optimizer, learning rate, engine, checkpoints."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from sparse_pretrain.config.base import Section
+
+
+class BatchSection(Section):
+    """Samples per optimizer step over all ranks, and per forward pass on one rank.
+
+    Gradient accumulation follows: global_size / (micro_size x ranks), which must be a whole number.
+    """
+
+    global_size: int = Field(256, ge=1)
+    micro_size: int = Field(32, ge=1)
+
+
+class OptimizerSection(Section):
+    """AdamW with decoupled weight decay (biases and LayerNorm weights are not decayed)."""
+
+    learning_rate: float = Field(5e-5, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    gradient_clipping: float = Field(1.0, ge=0, description="maximum global gradient norm; 0: no clipping")
+
+
+class LearningRateSection(Section):
+    """Shape of the learning rate over the run; `rewinding` follows the pruning schedule."""
+
+    kind: Literal["linear", "constant", "rewinding"] = "linear"
+    warmup: float = Field(0.01, ge=0, lt=1, description="share of all steps spent warming up")
+
+
+class EngineSection(Section):
+    """The DeepSpeed engine."""
+
+    stage: Literal[1, 2, 3] = Field(2, description="ZeRO stage")
+    config: Path | None = Field(
+        None, description="own DeepSpeed JSON; none: the shipped one for stage and precision"
+    )
+
+
+class CheckpointSection(Section):
+    """When to save and what to keep."""
+
+    every: int = Field(1000, ge=1, description="steps between checkpoints; one is always saved at the end")
+    keep_last: int = Field(2, ge=1, description="older checkpoints are deleted after a new one is complete")
+    resume: bool = Field(True, description="continue from the newest complete checkpoint in the run folder")
+
+
+class EvaluationSection(Section):
+    """Masked-token loss and accuracy on held-out rows."""
+
+    every: int = Field(1000, ge=1, description="steps between evaluations; one is always run at the end")
+    rows: int = Field(1024, ge=1, description="rows of the validation split, the same ones every time")
+
+
+class LoggingSection(Section):
+    """What goes to the console, `metrics.jsonl` and TensorBoard."""
+
+    every: int = Field(10, ge=1, description="steps between rows of metrics")
+    histograms_every: int = Field(1000, ge=0, description="steps between weight histograms; 0: none")

@@ -1,0 +1,134 @@
+"""Batches of one rank, in the global order; the position in the data is one integer."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparse_pretrain.config.model import MaskingSection
+from sparse_pretrain.data.batch import Batch, make_batch
+from sparse_pretrain.data.masking import IGNORED, TokenTable, mask_tokens
+from sparse_pretrain.data.order import epochs_and_samples
+from sparse_pretrain.data.shards import PreparedSplit
+from sparse_pretrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Which part of every global batch this rank takes, and in how many micro-batches.
+
+    Rank r of `world_size` takes samples r, r + world_size, … of each global batch.
+    """
+
+    global_size: int
+    micro_size: int
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        per_pass = self.micro_size * self.world_size
+        if self.global_size % per_pass:
+            raise UserError(
+                f"batch.global_size = {self.global_size}: must be a multiple of batch.micro_size x ranks = "
+                f"{self.micro_size} x {self.world_size} = {per_pass}"
+            )
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per optimizer step on each rank."""
+        return self.global_size // (self.micro_size * self.world_size)
+
+
+class TrainingLoader:
+    """Endless training batches; `Stateful`.
+
+    Order and masking depend on (dataset fingerprint, seed, epoch, sample) only, so any number of ranks
+    and any split into micro-batches sees the same global batches. The next step's batches are built in
+    a background thread while the current step trains.
+    """
+
+    def __init__(
+        self,
+        split: PreparedSplit,
+        part: Slice,
+        masking: MaskingSection,
+        table: TokenTable,
+        seed: int,
+        every_real_position: bool,
+    ) -> None:
+        self.split = split
+        self.part = part
+        self.samples_seen = 0
+        self._masking = masking
+        self._table = table
+        self._seed = seed
+        self._every_real_position = every_real_position
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        self._next: tuple[int, Future[list[Batch]]] | None = None
+
+    def next_step(self) -> list[Batch]:
+        """Return this rank's micro-batches of the next global batch and move on by one step."""
+        start = self.samples_seen
+        if self._next is None or self._next[0] != start:
+            self._next = (start, self._thread.submit(self.batches_at, start))
+        batches = self._next[1].result()
+        self.samples_seen = start + self.part.global_size
+        self._next = (self.samples_seen, self._thread.submit(self.batches_at, self.samples_seen))
+        return batches
+
+    def batches_at(self, start: int) -> list[Batch]:
+        """Return this rank's micro-batches of the global batch that begins at position `start`."""
+        part = self.part
+        epochs, samples = epochs_and_samples(
+            start, part.global_size, len(self.split), self.split.manifest.fingerprint, self._seed
+        )
+        epochs, samples = epochs[part.rank :: part.world_size], samples[part.rank :: part.world_size]
+        return [
+            self._build(epochs[first : first + part.micro_size], samples[first : first + part.micro_size])
+            for first in range(0, len(samples), part.micro_size)
+        ]
+
+    def _build(self, epochs: np.ndarray, samples: np.ndarray) -> Batch:
+        rows = self.split.gather(samples)
+        inputs, labels = mask_tokens(rows.tokens, epochs, samples, self._seed, self._masking, self._table)
+        return make_batch(rows, inputs, labels, self._every_real_position)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the data."""
+        return {"samples_seen": self.samples_seen, "fingerprint": self.split.manifest.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved position, in O(1).
+
+        Raises:
+            UserError: the position belongs to other data.
+        """
+        mine = self.split.manifest.fingerprint
+        if state["fingerprint"] != mine:
+            raise UserError(
+                f"data.path: this data has fingerprint {mine}, the checkpoint was trained on "
+                f"{state['fingerprint']}; give the same prepared folder, or start in another output folder"
+            )
+        self.samples_seen = int(state["samples_seen"])
+
+
+def evaluation_batches(
+    split: PreparedSplit, rows: int, part: Slice, masking: MaskingSection, table: TokenTable, seed: int
+) -> Iterator[Batch]:
+    """Yield this rank's share of the first `rows` held-out rows, masked the same way every time.
+
+    Every rank yields the same number of batches (collectives inside the model must match): the rows of
+    a short rank are repeated with nothing to predict.
+    """
+    rows = min(rows, len(split))
+    per_pass = part.micro_size * part.world_size
+    for first in range(0, rows, per_pass):
+        positions = np.arange(first, first + per_pass, dtype=np.int64)[part.rank :: part.world_size]
+        samples = np.minimum(positions, rows - 1)
+        gathered = split.gather(samples)
+        epochs = np.zeros_like(samples)
+        inputs, labels = mask_tokens(gathered.tokens, epochs, samples, seed, masking, table)
+        labels[positions >= rows] = IGNORED
+        yield make_batch(gathered, inputs, labels, every_real_position=False)
