@@ -1,0 +1,38 @@
+# `make demo` and `make test` set everything up by themselves: a .venv with pinned versions, made once.
+# Needs Python 3.11+ and g++ (launcher/setup.sh says so in one line when something is missing).
+.DEFAULT_GOAL := help
+.PHONY: help demo test fast-test lint wheel clean
+
+READY := .venv/.ready
+
+# DeepSpeed looks for the `ninja` program on PATH, so ranks need the environment's bin there.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export TOKENIZERS_PARALLELISM := false
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt launcher/setup.sh
+	@launcher/setup.sh
+
+demo: $(READY)  ## the whole story, small, on real text (DEMO_ARGS=--full for the longer version)
+	.venv/bin/sparse-pretrain demo $(DEMO_ARGS)
+
+# Tests never ask a model hub: what they need comes from the package index or is made on the spot.
+test: lint  ## lint, types, every test (PYTEST_ARGS="tests/pruning -x" to choose)
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest $(PYTEST_ARGS)
+
+fast-test: $(READY)  ## only the tests that take less than ten seconds each
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: $(READY)  ## ruff (rules and format) and mypy --strict
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+wheel: $(READY)  ## dist/*.whl
+	.venv/bin/python -m build --wheel --no-isolation --outdir dist .
+
+clean:  ## remove .venv, build results and caches (runs/ and data/ stay)
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
