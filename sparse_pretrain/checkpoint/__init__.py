@@ -1,0 +1,1 @@
+"""Sharded checkpoints, and the Hugging Face folders released from them."""

@@ -1,0 +1,113 @@
+"""Models by name, folder or from scratch, always as a masked-language model (with NSP where asked)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from sparse_pretrain.config.model import ModelSection
+from sparse_pretrain.errors import UserError
+from sparse_pretrain.models.known import KNOWN_ARCHITECTURES
+
+# What every library calls the same thing.
+DROPOUT_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+# Vocabularies are padded for the hardware's tiles; more spare rows than this mean another tokenizer.
+LARGEST_VOCABULARY_PADDING = 127
+
+
+def load_config(section: ModelSection, vocabulary_size: int | None, offline_ok: bool = False) -> PretrainedConfig:
+    """Return the architecture a recipe means.
+
+    Args:
+        section: the recipe's model section.
+        vocabulary_size: of the prepared data; sets the size of models from scratch, checked otherwise.
+        offline_ok: fall back on the paper's known architectures when the source cannot be reached.
+
+    Raises:
+        UserError: unknown source or architecture, or a vocabulary that does not fit the data.
+    """
+    settings: dict[str, Any] = dict(section.config)
+    if section.source is None:
+        settings.setdefault("vocab_size", vocabulary_size or 30522)
+        config = config_from(settings)
+    else:
+        config = config_of_source(section.source, offline_ok)
+        unknown = [key for key in settings if not hasattr(config, key)]
+        if unknown:
+            raise UserError(f"model.config.{unknown[0]}: {section.source} has no such key in its config")
+        config.update(settings)
+    if section.dropout is not None:
+        config.update({key: section.dropout for key in DROPOUT_KEYS if hasattr(config, key)})
+    if vocabulary_size is not None:
+        check_vocabulary(config.vocab_size, vocabulary_size, section.source or "the model from scratch")
+    return config
+
+
+def config_from(settings: dict[str, Any]) -> PretrainedConfig:
+    """Build a config from plain keys, `model_type` among them."""
+    settings = dict(settings)
+    model_type = settings.pop("model_type")
+    try:
+        return AutoConfig.for_model(model_type, **settings)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model.config: {' '.join(str(error).split())[:300]}") from None
+
+
+def config_of_source(source: str, offline_ok: bool) -> PretrainedConfig:
+    """Read the config of a name or folder."""
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError):
+        if offline_ok and source in KNOWN_ARCHITECTURES:
+            return config_from(KNOWN_ARCHITECTURES[source])
+        raise UserError(unreachable(source)) from None
+
+
+def unreachable(source: str) -> str:
+    """Say why a source could not be loaded, as far as the file system tells."""
+    if Path(source).exists():
+        return f"model source {source}: the folder holds no usable config.json and weights"
+    return f"model source {source}: no such folder, and no such model on the hub (or the hub is unreachable)"
+
+
+def check_vocabulary(model_size: int, data_size: int, who: str) -> None:
+    """Refuse a model whose embedding does not belong to the data's tokenizer."""
+    if not data_size <= model_size <= data_size + LARGEST_VOCABULARY_PADDING:
+        raise UserError(
+            f"vocabulary mismatch: {who} has {model_size} tokens, the prepared data's tokenizer has {data_size}; "
+            "prepare the data with the model's own tokenizer"
+        )
+
+
+def build_model(config: PretrainedConfig, section: ModelSection, next_sentence: bool) -> PreTrainedModel:
+    """Return the model in fp32 on the CPU, with pre-trained weights or fresh ones (torch's global RNG).
+
+    Raises:
+        UserError: the weights cannot be loaded.
+    """
+    factory = AutoModelForPreTraining if next_sentence else AutoModelForMaskedLM
+    if section.source is None or not section.pretrained:
+        return factory.from_config(config, attn_implementation=section.attention)
+    return load_weights(factory, section.source, config, section.attention)
+
+
+def load_weights(factory: Any, source: str, config: PretrainedConfig | None, attention: str) -> PreTrainedModel:
+    """Load pre-trained weights as fp32."""
+    try:
+        return factory.from_pretrained(
+            source, config=config, attn_implementation=attention, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{unreachable(source)}: {' '.join(str(error).split())[:200]}") from None
+
+
+def supports_next_sentence(config: PretrainedConfig) -> bool:
+    """Say whether the architecture has a next-sentence head (BERT has; DistilBERT and RoBERTa have not)."""
+    return bool(config.model_type == "bert")

@@ -1,0 +1,292 @@
+"""The only file that knows DeepSpeed: one engine with the same few verbs at ZeRO 1, 2 and 3.
+
+ZeRO keeps three things apart for every parameter, and so do we:
+
+* the **working copy** that forward uses (fp32, bf16 or fp16), whole on every rank at stages 1 and 2,
+  sharded at stage 3 (small ones whole as well);
+* the **fp32 master**, of which each rank owns one flat fragment;
+* Adam's **moments**, fragments of the same shape as the master's.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sparse_pretrain.config.training import OptimizerSection
+from sparse_pretrain.data.batch import Batch
+from sparse_pretrain.models.pretraining import Predictions, PretrainingModel, arguments
+from sparse_pretrain.pruning.masks import MaskSet
+from sparse_pretrain.training.precision import DTYPES, Resolved
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """This rank's part of one parameter: elements [start, start + length) of it, flattened.
+
+    Attributes:
+        start: first element.
+        length: elements; 0 when this rank owns none.
+        master: fp32 view [length] of the optimizer's own memory.
+        moments: views [length] by name; empty before the first optimizer step.
+    """
+
+    start: int
+    length: int
+    master: Tensor
+    moments: dict[str, Tensor]
+
+
+class Engine:
+    """A student under DeepSpeed: forward, backward, step, and access to its partitioned weights.
+
+    Implements `pruning.pruner.WeightAccess`. Parameter names are Hugging Face's own.
+    """
+
+    def __init__(self, model: PretrainingModel, section: OptimizerSection, config: dict[str, Any]) -> None:
+        self.stage = int(config["zero_optimization"]["stage"])
+        self.parameters: dict[str, nn.Parameter] = dict(model.model.named_parameters())
+        self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
+        self._adam = adam(model, section)
+        originals = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        with quiet_warnings():
+            self._deepspeed, self._zero, _, _ = deepspeed.initialize(
+                model=model, optimizer=self._adam, config=config, dist_init_required=False
+            )
+        self.device: torch.device = self._deepspeed.device
+        self._micro_batches = int(config["gradient_accumulation_steps"])
+        self._restore_masters(originals)
+
+    # --- the training step ---------------------------------------------------------------------
+
+    def __call__(self, batch: Batch) -> Predictions:
+        """Run the student forward with gradient."""
+        return self._deepspeed(*arguments(batch))  # type: ignore[no-any-return]
+
+    def backward(self, share: Tensor) -> None:
+        """Accumulate gradients of `share`, this micro-batch's share of the global loss.
+
+        DeepSpeed averages over ranks and micro-batches; our shares are already divided by global
+        counts and must be summed, so its division is undone here, once.
+        """
+        self._deepspeed.backward(share * float(dist.get_world_size() * self._micro_batches))
+
+    def step(self) -> bool:
+        """End a micro-batch; at the last one of a step, update the weights.
+
+        Returns:
+            True when weights were updated, False while accumulating or when DeepSpeed skipped the
+            update (fp16 overflow).
+        """
+        boundary = self._deepspeed.is_gradient_accumulation_boundary()
+        self._deepspeed.step()
+        return bool(boundary and self._deepspeed.was_step_applied())
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the coming optimizer step."""
+        for group in self._zero.param_groups:
+            group["lr"] = learning_rate
+
+    def gradient_norm(self) -> float:
+        """Return the global gradient norm of the last step, before clipping."""
+        norm = self._deepspeed.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Predictions:
+        """Run the student without gradient or dropout (collective at stage 3)."""
+        self._deepspeed.eval()
+        try:
+            return self._deepspeed(*arguments(batch))  # type: ignore[no-any-return]
+        finally:
+            self._deepspeed.train()
+
+    # --- masks ---------------------------------------------------------------------------------
+
+    def mask_gradients(self, masks: MaskSet) -> None:
+        """Hook every masked weight so that pruned weights get no gradient (before clipping sees it).
+
+        The hooks hold the mask tensors themselves, which later updates change in place.
+        """
+        for name, mask in masks.items():
+            self.parameters[name].register_hook(lambda gradient, mask=mask: gradient * mask)
+
+    def mask_working_copies(self, masks: MaskSet) -> None:
+        """Multiply the copies that forward uses by their masks, in place."""
+        for name, mask in masks.items():
+            parameter = self.parameters[name]
+            if self.stage == 3:
+                self._mask_shard(name, mask)
+            if self.stage < 3 or is_whole(parameter):
+                # Persistent small parameters keep a whole copy beside their shard (ZeRO-3): mask both,
+                # or the next forward uses the stale one.
+                parameter.data.mul_(mask)
+
+    def _mask_shard(self, name: str, mask: Tensor) -> None:
+        fragment = self.fragment(name)
+        flat = mask.reshape(-1)[fragment.start : fragment.start + fragment.length]
+        self.parameters[name].ds_tensor.data[: fragment.length].mul_(flat)  # type: ignore[attr-defined]
+
+    def zero_pruned(self, masks: MaskSet) -> None:
+        """Set master and moments of pruned weights to zero, in place."""
+        for name, mask in masks.items():
+            fragment = self.fragment(name)
+            flat = mask.reshape(-1)[fragment.start : fragment.start + fragment.length]
+            for tensor in (fragment.master, *fragment.moments.values()):
+                tensor.mul_(flat)
+
+    def agree(self, digest: str) -> bool:
+        """Say whether all ranks hold the same digest."""
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, digest)
+        return all(other == digest for other in gathered)
+
+    # --- partitioned state -----------------------------------------------------------------------
+
+    def full_master(self, name: str) -> Tensor:
+        """Return the whole fp32 master of a parameter on every rank (collective)."""
+        fragment = self.fragment(name)
+        whole = torch.zeros(self.shapes[name].numel(), dtype=torch.float32, device=self.device)
+        whole[fragment.start : fragment.start + fragment.length] = fragment.master
+        dist.all_reduce(whole)
+        return whole.reshape(self.shapes[name])
+
+    def fragment(self, name: str) -> Fragment:
+        """Return this rank's fragment of a parameter."""
+        if self.stage == 3:
+            return self._fragment_of_stage_3(self.parameters[name], self.shapes[name].numel())
+        return self._fragment_of_stages_1_and_2(self.parameters[name])
+
+    def _fragment_of_stages_1_and_2(self, parameter: Any) -> Fragment:
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return Fragment(0, 0, torch.empty(0, device=self.device), {})
+        flat = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
+        place = mapping.get_hp_fragment_address()
+        return self._fragment_at(flat, place.start, mapping.lp_fragment_address.start, place.numel)
+
+    def _fragment_of_stage_3(self, parameter: Any, numel: int) -> Fragment:
+        group, offset, size = self._zero.grad_position[parameter.ds_id]
+        flat = self._zero.fp32_partitioned_groups_flat[group]
+        start = size * dist.get_rank()
+        # The last ranks' shards are padded up to equal size: what lies beyond the weight is not ours.
+        length = max(0, min(size, numel - start))
+        return self._fragment_at(flat, offset, start if length else 0, length)
+
+    def _fragment_at(self, flat: Tensor, offset: int, start: int, length: int) -> Fragment:
+        state = self._adam.state.get(flat, {})
+        moments = {key: state[key].data.narrow(0, offset, length) for key in MOMENTS if key in state}
+        return Fragment(start, length, flat.data.narrow(0, offset, length), moments)
+
+    def fragments(self) -> Iterator[tuple[str, Fragment]]:
+        """Yield this rank's fragments of all parameters, empty ones left out."""
+        for name in self.parameters:
+            fragment = self.fragment(name)
+            if fragment.length:
+                yield name, fragment
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps that Adam has counted (its bias correction depends on them)."""
+        return max((int(state["step"]) for state in self._adam.state.values() if "step" in state), default=0)
+
+    def create_moments(self, steps: int) -> None:
+        """Give Adam zero moments and `steps` counted steps, so that a checkpoint can be read into them."""
+        partitions = (
+            self._zero.fp32_partitioned_groups_flat
+            if self.stage == 3
+            else self._zero.single_partition_of_fp32_groups
+        )
+        for flat in partitions:
+            counter = torch.tensor(float(steps), device=flat.device if self._adam.defaults["fused"] else "cpu")
+            self._adam.state[flat] = {
+                "step": counter,
+                **{key: torch.zeros_like(flat.data) for key in MOMENTS},
+            }
+
+    def load_working_copy(self, name: str, whole: Tensor) -> None:
+        """Overwrite the copy that forward uses with a whole fp32 tensor, cast to its precision."""
+        parameter = self.parameters[name]
+        if self.stage == 3:
+            fragment = self.fragment(name)
+            part = whole.reshape(-1)[fragment.start : fragment.start + fragment.length]
+            parameter.ds_tensor.data[: fragment.length].copy_(part)  # type: ignore[attr-defined]
+        if self.stage < 3 or is_whole(parameter):
+            parameter.data.copy_(whole)
+
+    def _restore_masters(self, originals: dict[str, Tensor]) -> None:
+        # DeepSpeed casts the model first and copies the masters from the cast: in bf16 the low bits of
+        # pre-trained weights would be lost before the first step.
+        for name, fragment in self.fragments():
+            part = originals[name].reshape(-1)[fragment.start : fragment.start + fragment.length]
+            fragment.master.copy_(part)
+
+    def loss_scale_state(self) -> dict[str, Any]:
+        """Return the dynamic loss scaler's counters (fp16; constant elsewhere)."""
+        scaler = self._zero.loss_scaler
+        return {key: getattr(scaler, key) for key in ("cur_scale", "cur_iter", "last_overflow_iter") if hasattr(scaler, key)}
+
+    def load_loss_scale_state(self, state: dict[str, Any]) -> None:
+        """Continue with saved loss-scaler counters."""
+        for key, value in state.items():
+            setattr(self._zero.loss_scaler, key, value)
+
+
+class ShardedTeacher:
+    """A frozen model of which every rank holds one ZeRO-3 shard; layers are gathered while they run."""
+
+    def __init__(self, model: PretrainingModel, precision: Resolved, micro_size: int) -> None:
+        config: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": micro_size,
+            "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        }
+        if precision != "fp32":
+            config[precision] = {"enabled": True}
+        model.requires_grad_(False).eval()
+        with quiet_warnings():
+            self._deepspeed, *_ = deepspeed.initialize(model=model, config=config, dist_init_required=False)
+        self._deepspeed.eval()
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Predictions:
+        """Run the teacher; every rank must call at the same time."""
+        return self._deepspeed(*arguments(batch))  # type: ignore[no-any-return]
+
+
+def is_whole(parameter: nn.Parameter) -> bool:
+    """Say whether a ZeRO-3 parameter is whole on this rank right now."""
+    status = getattr(parameter, "ds_status", None)
+    return status is not None and status.name == "AVAILABLE"
+
+
+def adam(model: nn.Module, section: OptimizerSection) -> torch.optim.AdamW:
+    """Build AdamW with two groups: matrices decay, biases and LayerNorm weights (vectors) do not."""
+    decayed = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim >= 2]
+    others = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": section.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=section.learning_rate,
+        betas=(section.beta1, section.beta2),
+        eps=section.epsilon,
+        fused=True,
+    )
+
+
+class quiet_warnings(warnings.catch_warnings):  # noqa: N801 - used as a context manager, like its parent
+    """Hide Python warnings of DeepSpeed's start (torch's renamed collectives) from the user."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        warnings.simplefilter("ignore")
+        return entered
