@@ -1,0 +1,107 @@
+"""One rank: a process of its own group, which ends when the launcher does (Linux)."""
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.environment import rank_environment
+from launcher.rank_logs import RankLog
+from sparse_pretrain.errors import UserError
+
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class Rank:
+    """One rank's process.
+
+    Attributes:
+        number: its rank.
+        process: the process, leader of its own process group.
+        log: where its lines go; rank 0 prints to the terminal, its log is the training's own.
+        code: its exit code, minus the signal that killed it, or None while it runs.
+    """
+
+    number: int
+    process: subprocess.Popen[bytes]
+    log: RankLog
+    code: int | None = None
+
+    def look(self) -> None:
+        """Note whether the process has ended, and end what it left running in its group."""
+        if self.code is not None:
+            return
+        # WNOWAIT keeps the dead process's number taken until its group is cleared: no chance that the
+        # number, used again by a stranger, receives our kill.
+        if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            self.kill()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the rank only: its children (data workers, compilers) would die of SIGUSR1."""
+        if self.code is None:
+            # Not Popen.send_signal, which first reaps a dead process and so frees its number.
+            os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        """End the rank and everything in its process group, now."""
+        if self.code is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.code = self.process.wait()
+
+
+def start_rank(command: Sequence[str], number: int, shared: Mapping[str, str], run_folder: Path) -> Rank:
+    """Start one rank as the leader of its own process group, without a standard input.
+
+    Its own group, so that Ctrl-C reaches ranks once, through the launcher, and so that whatever a rank
+    started can be ended with it.
+
+    Args:
+        command: the whole command line, the program first.
+        number: the rank.
+        shared: what all ranks have in their environment.
+        run_folder: the run's folder, for the log of ranks other than 0.
+
+    Raises:
+        UserError: the command's program does not exist.
+    """
+    log = RankLog(run_folder, number)
+    output = None if number == 0 else log.open()
+    try:
+        process = subprocess.Popen(
+            list(command),
+            env=rank_environment(shared, number),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,
+            preexec_fn=die_with_launcher(),
+        )
+    except FileNotFoundError:
+        log.forget()
+        raise UserError(f"{command[0]}: no such program") from None
+    finally:
+        if output is not None:
+            output.close()
+    return Rank(number, process, log)
+
+
+def die_with_launcher() -> Callable[[], None]:
+    """Return what a rank does before it starts: ask the kernel to kill it when the launcher dies.
+
+    A launcher that is killed with SIGKILL can run no clean-up, and its ranks would go on holding GPUs and
+    writing checkpoints. The request survives exec but is not inherited by the rank's own children.
+    """
+    libc = ctypes.CDLL(None)
+    launcher = os.getpid()
+
+    def before_exec() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # The launcher may have died between the fork and the line above.
+        if os.getppid() != launcher:
+            os._exit(1)
+
+    return before_exec
