@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import fsync_file, fsync_folder, read_json, sha256_file, write_json
 
+CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 WEIGHTS = "weights"

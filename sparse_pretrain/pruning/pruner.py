@@ -55,6 +55,7 @@ class Pruner:
         self.section = section
         self.masks = masks
         self.frozen = False
+        self.sparsity = masks.total_sparsity()
         self._weights = weights
         self._ramp = Ramp(
             section.begin, section.ramp_end, section.initial_sparsity, section.target_sparsity
@@ -93,6 +94,7 @@ class Pruner:
         }
         if not self._weights.agree(self.masks.digest()):
             raise RuntimeError(f"step {step}: ranks computed different masks")
+        self.sparsity = self.masks.total_sparsity()
         self.frozen = step == self.section.last_update
         if self.frozen or not self.section.regrowth:
             self._weights.zero_pruned(self.masks)
@@ -112,4 +114,5 @@ class Pruner:
             raise ValueError("the saved masks do not belong to this state or this model")
         for name, mask in masks.items():
             self.masks.replace(name, mask)
+        self.sparsity = self.masks.total_sparsity()
         self.frozen = bool(state["frozen"])

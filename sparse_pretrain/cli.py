@@ -1,0 +1,202 @@
+"""The `sparse-pretrain` command. Thin: every command parses, calls one function, and prints.
+
+Libraries are imported inside the commands: `--help` must not wait for torch.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+
+from sparse_pretrain import __version__
+from sparse_pretrain.config.load import load_recipe
+from sparse_pretrain.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Sparse pre-trained language models: prune once during pre-training, fine-tune for every task.\n\n"
+    "The story in five commands: `data prepare`, `train` (teacher), `train` (pruned student), `release`, "
+    "`finetune`. `sparse-pretrain demo` runs all of it, small, on real text.",
+    epilog="Exit codes: 0 done, 1 failure, 2 a mistake in the input (one line says which), "
+    "75 stopped by a signal after saving: run the same command to continue.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Raw text to packed token shards.")
+launch_app = typer.Typer(no_args_is_help=True, help="Start the ranks of a run.")
+app.add_typer(data_app, name="data")
+app.add_typer(launch_app, name="launch")
+
+RecipeArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped recipe")]
+OverridesArgument = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer evaluates the annotation
+    typer.Argument(help="key=value settings on top of the recipe, for example `steps=1000 engine.stage=3`"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    print(json.dumps(value, indent=2))
+
+
+@app.command("recipes")
+def recipes_command() -> None:
+    """List the shipped recipes and what each is for (the first comment line of the file)."""
+    from sparse_pretrain.shipped import shipped_recipes
+
+    console = Console()
+    for path in shipped_recipes():
+        first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
+        console.print(f"[bold]{path.stem:<32}[/bold]{first}", highlight=False, soft_wrap=True)
+
+
+@data_app.command("prepare")
+def data_prepare(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+    """Turn raw sources into packed shards and `manifest.json`.
+
+    Example: `sparse-pretrain data prepare data-wikipedia-books-512 output=data/wiki-books-512`
+    """
+    from data_prep.prepare import prepare
+    from data_prep.recipe import PrepareRecipe
+
+    manifest = prepare(load_recipe(recipe, overrides or [], PrepareRecipe), Console(stderr=as_json))
+    if as_json:
+        print_json(manifest.model_dump(mode="json"))
+
+
+@data_app.command("inspect")
+def data_inspect(
+    folder: Annotated[Path, typer.Argument(help="a prepared folder")], as_json: JsonOption = False
+) -> None:
+    """Show counts, fill, vocabulary, decoded samples and an integrity check of a prepared folder."""
+    from data_prep.inspect import inspect, render
+
+    report = inspect(folder)
+    print_json(report) if as_json else render(report, Console())
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the resolved recipe and what it needs, then exit")
+    ] = False,
+    ranks: Annotated[int, typer.Option(help="number of ranks that --dry-run plans for", min=1)] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Train: teacher preparation or student pruning, whichever the recipe describes.
+
+    One process is one rank: alone, under torchrun, under srun, or started by `launch local`. Run the
+    same command again to continue from the newest checkpoint.
+    """
+    from sparse_pretrain.config.recipe import TrainRecipe
+
+    settings = load_recipe(recipe, overrides or [], TrainRecipe)
+    if dry_run:
+        from sparse_pretrain.training.plan import plan, render
+
+        numbers = plan(settings, ranks)
+        print_json(numbers) if as_json else render(settings, numbers, Console())
+        return
+    from sparse_pretrain.training.run import train as run_training
+
+    raise typer.Exit(run_training(settings))
+
+
+@launch_app.command("local")
+def launch_local_command(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    nproc: Annotated[
+        int, typer.Option(help="ranks on this machine; 0: one per GPU, or one when there is none", min=0)
+    ] = 0,
+) -> None:
+    """Start `train` on several ranks of this machine.
+
+    Example: `sparse-pretrain launch local bert-base-85 --nproc 8 steps=1000`
+    """
+    from launcher.local import launch_local
+
+    from sparse_pretrain.config.recipe import TrainRecipe
+
+    settings = load_recipe(recipe, overrides or [], TrainRecipe)
+    command = ["train", recipe, *(overrides or [])]
+    raise typer.Exit(launch_local(command, nproc or gpus_or_one(), settings.output))
+
+
+def gpus_or_one() -> int:
+    """Return the number of GPUs, or one where there is none."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+@app.command()
+def release(
+    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint, or a run folder (its newest checkpoint)")],
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    overwrite: Annotated[bool, typer.Option(help="replace an existing folder")] = False,
+) -> None:
+    """Write a Hugging Face folder: weights with exact zeros, masks, tokenizer, model card."""
+    from sparse_pretrain.checkpoint.contents import resolve_checkpoint
+    from sparse_pretrain.checkpoint.read import read_checkpoint
+    from sparse_pretrain.checkpoint.release import release as write_release
+
+    write_release(read_checkpoint(resolve_checkpoint(checkpoint)), out, Console(), overwrite=overwrite)
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="a checkpoint, run folder, release, or Hugging Face folder or name")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show sparsity per layer, the mask check, and where a model came from."""
+    from sparse_pretrain.checkpoint.inspect import inspect as inspect_model
+    from sparse_pretrain.checkpoint.inspect import render
+
+    report = inspect_model(path)
+    print_json(report) if as_json else render(report, Console())
+
+
+@app.command()
+def demo(
+    full: Annotated[bool, typer.Option("--full", help="the longer version: more steps, all labelled examples")] = False,
+    output: Annotated[Path, typer.Option(help="where everything goes")] = Path("runs/demo"),
+) -> None:
+    """Run the whole story, small, on real text: dump and books to fine-tuned sparse models, a table, pictures."""
+    from sparse_pretrain.demo.story import run_demo
+
+    raise typer.Exit(run_demo(output, full, Console()))
+
+
+def version_callback(value: bool) -> None:
+    """Print the version and leave."""
+    if value:
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=version_callback, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        # Every rank of a run finds the same mistake; rank 0 says it.
+        if os.environ.get("RANK", "0") == "0":
+            print(error, file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,1 @@
+"""What a run shows and records: console, metrics.jsonl, TensorBoard, plots."""

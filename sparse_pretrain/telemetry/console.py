@@ -1,0 +1,108 @@
+"""A quiet console: rank 0 shows progress, everything that libraries print goes to the rank's log file."""
+
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from sparse_pretrain.pruning.masks import MaskSet
+from sparse_pretrain.pruning.pruner import MaskUpdate
+from sparse_pretrain.training.callback import Callback, StepReport
+
+
+def redirect_output(log: Path, speaks: bool) -> Console:
+    """Send this process's stdout and stderr, those of C++ libraries too, to `log`.
+
+    Returns:
+        A console on the old stdout where `speaks`, a silent one elsewhere.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    return Console(file=terminal, quiet=not speaks)
+
+
+class ConsoleProgress(Callback):
+    """A progress bar with the numbers people watch; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console, label: str, every: int) -> None:
+        self._console = console
+        self._label = label
+        self._every = every
+        self._rate = 0.0
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(label, total=None, numbers="")
+
+    def on_start(self, step: int, total_steps: int) -> None:
+        """Start the bar where the run stands."""
+        self._total = total_steps
+        self._progress.reset(self._task, start=True, total=total_steps, completed=step)
+        self._progress.start()
+
+    def on_step(self, report: StepReport) -> None:
+        """Show the step."""
+        rate = report.real_tokens / report.seconds
+        self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
+        numbers = describe_step(report, self._rate)
+        self._progress.update(self._task, completed=report.step, numbers=numbers)
+        if not self._console.is_terminal and (report.step % self._every == 0 or report.step == self._total):
+            self._console.print(f"{self._label} step {report.step}/{self._total}: {numbers}", soft_wrap=True)
+
+    def on_masks(self, update: MaskUpdate, masks: MaskSet) -> None:
+        """Say when masks freeze; single updates are in the metrics."""
+        if update.froze:
+            self._console.print(
+                f"{self._label} step {update.step}: masks frozen at {masks.total_sparsity():.2%} sparsity"
+            )
+
+    def on_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Show the held-out numbers."""
+        shown = "  ".join(f"{name.removeprefix('validation_')} {value:.4f}" for name, value in metrics.items())
+        self._console.print(f"{self._label} step {step}: held-out {shown}", soft_wrap=True)
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        """Say where the checkpoint is."""
+        self._console.print(f"{self._label} step {step}: saved {folder}", soft_wrap=True)
+
+    def on_end(self) -> None:
+        """Leave the finished bar on the screen."""
+        self._progress.stop()
+
+
+def describe_step(report: StepReport, tokens_per_second: float) -> str:
+    """Return the numbers of a step on one line."""
+    parts = [f"loss {report.loss:.3f}", f"mlm {report.mlm_loss:.3f}"]
+    if report.nsp_loss is not None:
+        parts.append(f"nsp {report.nsp_loss:.3f}")
+    if report.kd_loss is not None:
+        parts.append(f"kd {report.kd_loss:.3f}")
+    if report.sparsity is not None:
+        parts.append(f"sparsity {report.sparsity:.1%}")
+    if not report.applied:
+        parts.append("update skipped")
+    parts.append(f"{tokens_per_second:,.0f} tokens/s")
+    return "  ".join(parts)

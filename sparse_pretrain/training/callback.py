@@ -1,0 +1,63 @@
+"""What the loop tells whoever listens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from sparse_pretrain.pruning.masks import MaskSet
+from sparse_pretrain.pruning.pruner import MaskUpdate
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step, over all ranks.
+
+    Attributes:
+        step: steps done, this one included.
+        loss: the weighted total; the three parts are unweighted means (nats per predicted token, per
+            row, per real token); None where the run has no such part.
+        learning_rate: that this step used.
+        gradient_norm: global, before clipping.
+        sparsity: share of zeros over all prunable weights, after this step; None without pruning.
+        real_tokens: non-padding tokens of the global batch.
+        seconds: wall-clock time of the step.
+        applied: False when the engine skipped the update (fp16 overflow).
+    """
+
+    step: int
+    loss: float
+    mlm_loss: float
+    nsp_loss: float | None
+    kd_loss: float | None
+    learning_rate: float
+    gradient_norm: float
+    sparsity: float | None
+    real_tokens: float
+    seconds: float
+    applied: bool
+
+
+class Callback:
+    """Base of everything that listens to a run; rank 0 only. Every method does nothing by default."""
+
+    def on_start(self, step: int, total_steps: int) -> None:
+        """Training starts, or continues, after `step` steps of `total_steps`."""
+
+    def on_step(self, report: StepReport) -> None:
+        """An optimizer step is done."""
+
+    def on_masks(self, update: MaskUpdate, masks: MaskSet) -> None:
+        """Masks were updated."""
+
+    def on_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Held-out loss and accuracy were measured after `step` steps."""
+
+    def on_weight(self, step: int, name: str, weight: Tensor) -> None:
+        """The whole fp32 master of one prunable weight, every `logging.histograms_every` steps."""
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        """A checkpoint was committed."""
+
+    def on_end(self) -> None:
+        """The run ends, however it ends."""

@@ -1,0 +1,117 @@
+"""What a run would need: parameters, prunable weights, memory per rank, steps. Nothing is loaded."""
+
+import copy
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
+
+from sparse_pretrain.config.load import to_yaml
+from sparse_pretrain.config.recipe import TrainRecipe
+from sparse_pretrain.data.loader import Slice
+from sparse_pretrain.data.manifest import MANIFEST_FILE, Manifest, read_manifest
+from sparse_pretrain.models.loading import load_config, supports_next_sentence
+from sparse_pretrain.models.prunable import prunable_weights
+from sparse_pretrain.training.deepspeed_config import deepspeed_config
+from sparse_pretrain.training.precision import DTYPES, resolve_precision
+
+MEBIBYTE = 2**20
+
+
+def plan(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
+    """Return the numbers of `train --dry-run`, JSON-able.
+
+    Memory counts what grows with parameters (working copy, gradients, masters, moments, masks,
+    teacher); activations come on top and depend on the micro-batch.
+
+    Raises:
+        UserError: the recipe cannot run: unknown model, batch that does not divide, wrong config.
+    """
+    part = Slice(recipe.batch.global_size, recipe.batch.micro_size, 0, world_size)
+    precision = resolve_precision(recipe.precision)
+    deepspeed_config(recipe, precision, world_size)
+    manifest = read_manifest(recipe.data.path) if (recipe.data.path / MANIFEST_FILE).is_file() else None
+    model = model_without_memory(recipe, manifest)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    weights = (
+        prunable_weights(model, recipe.pruning.include, recipe.pruning.exclude) if recipe.pruning else {}
+    )
+    prunable = sum(weight.numel() for weight in weights.values())
+    return {
+        "model_class": type(model).__name__,
+        "parameters": parameters,
+        "prunable_weights": prunable,
+        "prunable_matrices": len(weights),
+        "zeros_at_the_end": round(recipe.pruning.target_sparsity * prunable) if recipe.pruning else 0,
+        "precision": precision,
+        "zero_stage": recipe.engine.stage,
+        "ranks": world_size,
+        "steps": recipe.steps,
+        "warmup_steps": recipe.warmup_steps,
+        "accumulation": part.accumulation,
+        "samples": recipe.steps * recipe.batch.global_size,
+        "epochs": recipe.steps * recipe.batch.global_size / manifest.splits["train"].rows if manifest else None,
+        "data": manifest.fingerprint if manifest else None,
+        "memory_per_rank_bytes": memory_per_rank(
+            parameters, prunable, recipe, world_size, DTYPES[precision].itemsize
+        ),
+    }
+
+
+def model_without_memory(recipe: TrainRecipe, manifest: Manifest | None) -> PreTrainedModel:
+    """Build the student on the meta device: shapes and names, no values."""
+    config = load_config(recipe.model, manifest.vocabulary_size if manifest else None, offline_ok=True)
+    # The paper's data has segment pairs; before preparation that is the best guess.
+    pairs = manifest is None or manifest.format == "pairs"
+    factory = AutoModelForPreTraining if pairs and supports_next_sentence(config) else AutoModelForMaskedLM
+    with torch.device("meta"):
+        return factory.from_config(copy.deepcopy(config))
+
+
+def memory_per_rank(
+    parameters: int, prunable: int, recipe: TrainRecipe, world_size: int, width: int
+) -> dict[str, int]:
+    """Return bytes per rank by purpose (Rajbhandari et al. 2020, section 3, plus masks and teacher)."""
+    stage = recipe.engine.stage
+    teacher = 0
+    if recipe.distillation is not None:
+        sharded = recipe.distillation.placement == "sharded"
+        teacher = parameters * width // (world_size if sharded else 1)
+    parts = {
+        "working_copy": parameters * width // (world_size if stage == 3 else 1),
+        "gradients": parameters * width // (world_size if stage >= 2 else 1),
+        "masters_and_moments": parameters * 12 // world_size,
+        "masks": prunable,
+        "teacher": teacher,
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def render(recipe: TrainRecipe, numbers: dict[str, Any], console: Console) -> None:
+    """Print the resolved recipe and the numbers for a person."""
+    console.print(to_yaml(recipe), markup=False, highlight=False)
+    table = Table(title="dry run: nothing was trained", show_header=False)
+    memory = numbers["memory_per_rank_bytes"]
+    table.add_row("model", f"{numbers['model_class']}, {numbers['parameters']:,} parameters")
+    if numbers["prunable_matrices"]:
+        table.add_row(
+            "prunable",
+            f"{numbers['prunable_weights']:,} weights in {numbers['prunable_matrices']} matrices, "
+            f"{numbers['zeros_at_the_end']:,} zeros at the end",
+        )
+    table.add_row("engine", f"ZeRO {numbers['zero_stage']}, {numbers['precision']}, {numbers['ranks']} ranks")
+    epochs = f", {numbers['epochs']:.2f} epochs" if numbers["epochs"] is not None else ""
+    table.add_row(
+        "steps",
+        f"{numbers['steps']:,} ({numbers['warmup_steps']:,} warm-up), accumulation {numbers['accumulation']}, "
+        f"{numbers['samples']:,} samples{epochs}",
+    )
+    table.add_row("data", numbers["data"] or f"{recipe.data.path}: not prepared yet")
+    table.add_row(
+        "memory per rank",
+        ", ".join(f"{name.replace('_', ' ')} {value / MEBIBYTE:,.0f} MiB" for name, value in memory.items())
+        + ", activations on top",
+    )
+    console.print(table)

@@ -1,0 +1,163 @@
+"""The training loop."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from sparse_pretrain.config.recipe import TrainRecipe
+from sparse_pretrain.data.batch import Batch, Counts
+from sparse_pretrain.data.loader import TrainingLoader
+from sparse_pretrain.distillation.objective import Losses, Objective
+from sparse_pretrain.models.pretraining import Predictions
+from sparse_pretrain.pruning.pruner import MaskUpdate, Pruner
+from sparse_pretrain.training.callback import Callback, StepReport
+from sparse_pretrain.training.engine import Engine
+from sparse_pretrain.training.evaluation import evaluate
+from sparse_pretrain.training.learning_rate import learning_rate_at
+from sparse_pretrain.training.signals import StopFlag
+from sparse_pretrain.training.world import World
+
+
+class Teacher(Protocol):
+    """A frozen model: batch in, logits at the batch's positions out."""
+
+    def __call__(self, batch: Batch) -> Predictions:
+        """Run without gradient."""
+        ...
+
+
+class Trainer:
+    """Steps, and what happens between them: mask updates, evaluation, checkpoints, telemetry.
+
+    Everything with memory is restored from outside (see `training.snapshot`); the trainer itself only
+    counts steps.
+    """
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        world: World,
+        engine: Engine,
+        teacher: Teacher | None,
+        loader: TrainingLoader,
+        pruner: Pruner | None,
+        validation: Callable[[], Sequence[Batch]],
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.recipe = recipe
+        self.world = world
+        self.engine = engine
+        self.teacher = teacher
+        self.loader = loader
+        self.pruner = pruner
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        self.stop = StopFlag()
+        self._objective = Objective(recipe.distillation)
+        self._validation = validation
+        self._callbacks = callbacks if world.is_first else ()
+
+    def run(self, save: Callable[["Trainer"], None]) -> bool:
+        """Train until the recipe's last step, or until a signal asks to stop.
+
+        Args:
+            save: writes a checkpoint together with all ranks.
+
+        Returns:
+            True when the run is finished, False when it stopped early (a checkpoint was saved).
+
+        Raises:
+            FloatingPointError: the loss is no longer a number.
+        """
+        recipe = self.recipe
+        self._tell(lambda listener: listener.on_start(self.step, recipe.steps))
+        try:
+            if self.step == 0 and self.pruner is not None:
+                self._report_masks(self.pruner.after_step(0))
+            while self.step < recipe.steps:
+                report, stopping = self._train_step()
+                self._tell(lambda listener, report=report: listener.on_step(report))  # type: ignore[misc]
+                last = self.step == recipe.steps
+                if last or self.step % recipe.evaluation.every == 0:
+                    self.evaluate()
+                if recipe.logging.histograms_every and self.step % recipe.logging.histograms_every == 0:
+                    self._report_weights()
+                if last or stopping or self.step % recipe.checkpoint.every == 0:
+                    save(self)
+                if stopping and not last:
+                    return False
+            return True
+        finally:
+            self._tell(lambda listener: listener.on_end())
+
+    def _train_step(self) -> tuple[StepReport, bool]:
+        """Do one optimizer step on the next global batch; also say whether any rank was asked to stop."""
+        started = time.perf_counter()
+        batches = self.loader.next_step()
+        totals = self._global_counts(batches)
+        learning_rate = learning_rate_at(self.step, self.recipe)
+        self.engine.set_learning_rate(learning_rate)
+        shares: list[Losses] = []
+        applied = False
+        for batch in (batch.to(self.world.device) for batch in batches):
+            teacher = self.teacher(batch) if self.teacher is not None else None
+            student = self.engine(batch)
+            losses = self._objective(student, teacher, batch, totals)
+            self.engine.backward(losses.total)
+            applied = self.engine.step()
+            shares.append(Losses(*(loss.detach() for loss in losses)))
+        self.step += 1
+        if self.pruner is not None:
+            self._report_masks(self.pruner.after_step(self.step))
+        total, mlm, relation, follow, stop = self._global_losses(shares)
+        report = StepReport(
+            step=self.step,
+            loss=total,
+            mlm_loss=mlm,
+            nsp_loss=relation if batches[0].next_sentence_labels is not None else None,
+            kd_loss=follow if self.teacher is not None else None,
+            learning_rate=learning_rate,
+            gradient_norm=self.engine.gradient_norm(),
+            sparsity=self.pruner.sparsity if self.pruner is not None else None,
+            real_tokens=totals.real,
+            seconds=time.perf_counter() - started,
+            applied=applied,
+        )
+        if total != total:
+            raise FloatingPointError(f"step {self.step}: the loss is not a number; see the last rows of metrics.jsonl")
+        return report, stop > 0
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure held-out loss and accuracy now, and remember them for the next checkpoint."""
+        self.metrics = evaluate(self.engine.predict, self._validation(), self.world)
+        self._tell(lambda listener: listener.on_evaluation(self.step, self.metrics))
+        return self.metrics
+
+    def announce_checkpoint(self, folder: Path) -> None:
+        """Tell the listeners that a checkpoint was committed."""
+        self._tell(lambda listener: listener.on_checkpoint(self.step, folder))
+
+    def _global_counts(self, batches: Sequence[Batch]) -> Counts:
+        local = [sum(column) for column in zip(*(batch.counts for batch in batches), strict=True)]
+        return Counts(*(int(value) for value in self.world.sum(local)))
+
+    def _global_losses(self, shares: Sequence[Losses]) -> list[float]:
+        local = torch.stack([torch.stack([part.float() for part in share]) for share in shares]).sum(dim=0)
+        return self.world.sum([*local.tolist(), float(self.stop.raised)])
+
+    def _report_masks(self, update: MaskUpdate | None) -> None:
+        if update is not None and self.pruner is not None:
+            masks = self.pruner.masks
+            self._tell(lambda listener: listener.on_masks(update, masks))
+
+    def _report_weights(self) -> None:
+        for name in self.pruner.masks if self.pruner is not None else ():
+            whole = self.engine.full_master(name)
+            self._tell(lambda listener, name=name, whole=whole: listener.on_weight(self.step, name, whole))  # type: ignore[misc]
+
+    def _tell(self, event: Callable[[Callback], None]) -> None:
+        for listener in self._callbacks:
+            event(listener)
