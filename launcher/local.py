@@ -11,9 +11,12 @@ from launcher.environment import Machine, check_tools, find_machine, free_port, 
 from launcher.rank import Rank, start_rank
 from launcher.signals import FORWARDED, STOPPING, Inbox, noted_signals
 from sparse_pretrain.errors import UserError
+from sparse_pretrain.training.signals import STOPPED_EXIT_CODE
 
 POLL_SECONDS = 0.05
 USER_MISTAKE = 2
+# A rank that stopped to be continued later has saved: the others are about to end as well.
+GOOD_ENDS = (0, STOPPED_EXIT_CODE)
 # How long rank 0 may take to print the same mistake that another rank has already left for.
 MISTAKE_SECONDS = 10.0
 # A second SIGTERM sooner than this is the same request twice: `kill -TERM -group` reaches us directly and
@@ -24,7 +27,15 @@ CAUSES = (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS)
 TAIL_LINES = 10
 
 
-def launch_local(
+def launch_local(arguments: Sequence[str], nproc: int, run_folder: Path) -> int:
+    """Run `sparse-pretrain ARGUMENTS` (such as `train recipe.yaml`) as `nproc` ranks on this machine.
+
+    See `launch_ranks`; the ranks use this process's Python.
+    """
+    return launch_ranks([sys.executable, "-m", "sparse_pretrain", *arguments], nproc, run_folder)
+
+
+def launch_ranks(
     command: Sequence[str],
     nproc: int,
     run_folder: Path,
@@ -49,8 +60,9 @@ def launch_local(
         environment: what ranks inherit (default: this process's environment).
 
     Returns:
-        0, or the exit code of the rank that failed first (128 + N when signal N killed it). 2 is a user's
-        mistake: its message is shown once, and files made only to log it are taken back.
+        0 when finished, `STOPPED_EXIT_CODE` when ranks stopped early and saved, or else the exit code of
+        the rank that failed first (128 + N when signal N killed it). 2 is a user's mistake: its message is
+        shown once, and files made only to log it are taken back.
 
     Raises:
         UserError: ranks and GPUs don't fit, no compiler or ninja, an impossible number or program.
@@ -96,7 +108,7 @@ def watch(ranks: Sequence[Rank], inbox: Inbox, grace: float) -> int:
                 say(failure_message(failed, len(ranks), now - started))
             return exit_code(failed)
         time.sleep(POLL_SECONDS)
-    return 0
+    return max(rank.code or 0 for rank in ranks)
 
 
 def first_failure(ranks: Sequence[Rank]) -> Rank | None:
@@ -105,7 +117,7 @@ def first_failure(ranks: Sequence[Rank]) -> Rank | None:
     When several failed between two looks, one that was killed is the cause, because the others lost their
     connection to it; a user's mistake comes next, then the lowest rank.
     """
-    failed = [rank for rank in ranks if rank.code]
+    failed = [rank for rank in ranks if rank.code not in (None, *GOOD_ENDS)]
     return min(failed, key=lambda rank: (rank.code not in CAUSES, rank.code != USER_MISTAKE), default=None)
 
 

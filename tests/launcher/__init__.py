@@ -1,0 +1,1 @@
+"""Starting ranks, and setting the machine up."""

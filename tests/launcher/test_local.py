@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from launcher.environment import Machine
-from launcher.local import launch_local
+from launcher.local import launch_local, launch_ranks
 from sparse_pretrain.errors import UserError
 
 MACHINE = Machine(cores=2)
@@ -44,7 +45,7 @@ def script(tmp_path: Path) -> Callable[[str], list[str]]:
 
 def launch(command: list[str], nproc: int, folder: Path, grace: float = 5.0) -> int:
     environment = {**os.environ, "FOLDER": str(folder)}
-    return launch_local(command, nproc, folder / "run", grace=grace, machine=MACHINE, environment=environment)
+    return launch_ranks(command, nproc, folder / "run", grace=grace, machine=MACHINE, environment=environment)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -179,13 +180,34 @@ def test_a_resumed_run_keeps_its_old_log_and_shows_only_the_new_lines(
     assert log.read_text() == "yesterday\ntoday\n"
 
 
+def test_ranks_that_stopped_and_saved_are_waited_for(
+    script: Callable[[str], list[str]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 0 may need longer than the grace period after the others have saved and left."""
+    command = script("""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
+        arrive()
+        time.sleep(0 if rank else 1)
+        sys.exit(75)
+        """)
+    assert launch(command, 2, tmp_path, grace=0.1) == 75
+    assert capfd.readouterr().err == ""
+
+
+def test_sparse_pretrain_itself_is_launched(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert launch_local(["--version"], 2, tmp_path) == 0
+    zero = capfd.readouterr().out
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", zero)
+    assert (tmp_path / "logs" / "rank-1.log").read_text() == zero
+
+
 LAUNCHER = """
 import os, sys
 from pathlib import Path
 from launcher.environment import Machine
-from launcher.local import launch_local
+from launcher.local import launch_ranks
 folder = Path(os.environ["FOLDER"])
-sys.exit(launch_local(sys.argv[1:], 2, folder / "run", grace=5, machine=Machine(cores=2)))
+sys.exit(launch_ranks(sys.argv[1:], 2, folder / "run", grace=5, machine=Machine(cores=2)))
 """
 WAITER = """
 def note(number, frame):
@@ -299,7 +321,7 @@ def test_missing_ninja_is_named_before_anything_starts(
     (tmp_path / "g++").touch(mode=0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(UserError, match=r"^ninja: not on PATH"):
-        launch_local(["true"], 2, tmp_path / "run", machine=MACHINE, environment={"PATH": str(tmp_path)})
+        launch_ranks(["true"], 2, tmp_path / "run", machine=MACHINE, environment={"PATH": str(tmp_path)})
     assert not (tmp_path / "run").exists()
 
 
