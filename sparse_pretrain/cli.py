@@ -56,12 +56,15 @@ def recipes_command() -> None:
 
 
 @data_app.command("prepare")
-def data_prepare(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+def data_prepare(
+    recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False
+) -> None:
     """Turn raw sources into packed shards and `manifest.json`.
 
     Example: `sparse-pretrain data prepare data-wikipedia-books-512 output=data/wiki-books-512`
     """
     from data_prep.prepare import prepare
+
     from data_prep.recipe import PrepareRecipe
 
     manifest = prepare(load_recipe(recipe, overrides or [], PrepareRecipe), Console(stderr=as_json))
@@ -122,7 +125,6 @@ def launch_local_command(
     Example: `sparse-pretrain launch local bert-base-85 --nproc 8 steps=1000`
     """
     from launcher.local import launch_local
-
     from sparse_pretrain.config.recipe import TrainRecipe
 
     settings = load_recipe(recipe, overrides or [], TrainRecipe)
@@ -153,7 +155,9 @@ def release(
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="a checkpoint, run folder, release, or Hugging Face folder or name")],
+    path: Annotated[
+        str, typer.Argument(help="a checkpoint, run folder, release, or Hugging Face folder or name")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Show sparsity per layer, the mask check, and where a model came from."""
@@ -166,7 +170,9 @@ def inspect(
 
 @app.command()
 def demo(
-    full: Annotated[bool, typer.Option("--full", help="the longer version: more steps, all labelled examples")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="the longer version: more steps, all labelled examples")
+    ] = False,
     output: Annotated[Path, typer.Option(help="where everything goes")] = Path("runs/demo"),
 ) -> None:
     """Run the whole story, small, on real text: dump and books to fine-tuned sparse models, a table, pictures."""

@@ -14,7 +14,9 @@ from sparse_pretrain.training.world import free_port
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_distributed(function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 240) -> list[Any]:
+def run_distributed(
+    function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 240
+) -> list[Any]:
     """Call `function(world, *arguments)` on every rank; return the ranks' results in order.
 
     `function` must be importable (a module-level function). A rank that fails fails the test with its
@@ -50,8 +52,12 @@ def run_distributed(function: Callable[..., Any], world_size: int, *arguments: A
         finally:
             for process in processes:
                 process.kill()
-        logs = [(Path(folder) / f"log-{rank}").read_text(errors="replace")[-4000:] for rank in range(world_size)]
-        assert not any(codes), "\n".join(f"--- rank {r} exit {c}\n{log}" for r, (c, log) in enumerate(zip(codes, logs, strict=True)))
+        logs = [
+            (Path(folder) / f"log-{rank}").read_text(errors="replace")[-4000:] for rank in range(world_size)
+        ]
+        assert not any(codes), "\n".join(
+            f"--- rank {r} exit {c}\n{log}" for r, (c, log) in enumerate(zip(codes, logs, strict=True))
+        )
         return [pickle.loads((Path(folder) / f"result-{rank}").read_bytes()) for rank in range(world_size)]
 
 

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +25,10 @@ FORMAT = "weight-fragments-1"
 
 
 def write_rank(
-    path: Path, pieces: Iterator[tuple[str, str, int, Tensor]], shapes: Mapping[str, torch.Size], extra: Mapping[str, Tensor]
+    path: Path,
+    pieces: Iterator[tuple[str, str, int, Tensor]],
+    shapes: Mapping[str, torch.Size],
+    extra: Mapping[str, Tensor],
 ) -> None:
     """Write one rank's file and force it to the disk.
 
@@ -60,7 +64,7 @@ class FragmentReader:
         """
         self.shapes: dict[str, torch.Size] = {}
         self._pieces: dict[str, list[tuple[int, int, int]]] = {}
-        self._files = []
+        self._files: list[Any] = []
         for path in files:
             try:
                 file = safe_open(os.fspath(path), framework="pt").__enter__()
@@ -91,7 +95,9 @@ class FragmentReader:
                 result[first - start : last - start] = part
                 found += last - first
         if found != length:
-            raise UserError(f"checkpoint: {key}: {found} of {length} values from {start} on; a shard is missing")
+            raise UserError(
+                f"checkpoint: {key}: {found} of {length} values from {start} on; a shard is missing"
+            )
         return result
 
     def whole(self, kind: str, name: str) -> Tensor:
@@ -103,9 +109,11 @@ class FragmentReader:
         """Say whether any rank wrote `kind` of a parameter (moments don't exist before the first step)."""
         return f"{kind}/{name}" in self._pieces
 
-    def extra(self, rank: int) -> dict[str, Tensor]:
+    def of_rank(self, rank: int) -> dict[str, Tensor]:
         """Return rank `rank`'s other tensors."""
         file = self._files[rank]
         return {
-            key.removeprefix("extra/"): file.get_tensor(key) for key in file.keys() if key.startswith("extra/")  # noqa: SIM118
+            key.removeprefix("extra/"): file.get_tensor(key)
+            for key in file.keys()  # noqa: SIM118 - not a mapping
+            if key.startswith("extra/")
         }

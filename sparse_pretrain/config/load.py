@@ -35,7 +35,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str], schema: type[Recipe]
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(explain(str(source), schema, detail) for detail in error.errors())) from None
+        raise UserError(
+            "\n".join(explain(str(source), schema, detail) for detail in error.errors())
+        ) from None
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -88,7 +90,7 @@ def explain(source: str, schema: type[BaseModel], detail: ErrorDetails) -> str:
 def percent_hint(location: Sequence[str], value: object) -> str:
     """Suggest the fraction when somebody wrote a percentage where a fraction belongs."""
     fraction_key = bool(location) and ("sparsity" in location[-1] or "probability" in location[-1])
-    if fraction_key and isinstance(value, int | float) and 1 < value < 100:
+    if fraction_key and isinstance(value, int | float) and 2 <= value < 100:
         return f". Did you mean {value / 100:g}?"
     return ""
 

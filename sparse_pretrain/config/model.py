@@ -13,6 +13,9 @@ class ModelSection(Section):
 
     source: str | None = Field(None, description="Hugging Face name or folder of the model to start from")
     pretrained: bool = Field(True, description="False: only the architecture of `source`, fresh weights")
+    architecture: str | None = Field(
+        None, description="model that `source` derives from: lets --dry-run plan before `source` exists"
+    )
     config: dict[str, Any] = Field(
         default_factory=dict, description="architecture keys to set; needs model_type when there is no source"
     )

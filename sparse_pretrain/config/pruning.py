@@ -35,9 +35,7 @@ class PruningSection(Section):
     @model_validator(mode="after")
     def _schedule_fits(self) -> "PruningSection":
         if not self.begin < self.ramp_end <= self.end:
-            raise ValueError(
-                f"need begin < ramp_end <= end, got {self.begin}, {self.ramp_end}, {self.end}"
-            )
+            raise ValueError(f"need begin < ramp_end <= end, got {self.begin}, {self.ramp_end}, {self.end}")
         if self.initial_sparsity > self.target_sparsity:
             raise ValueError("initial_sparsity must not exceed target_sparsity")
         if self.last_update < self.ramp_end:

@@ -52,7 +52,9 @@ class TrainRecipe(Section):
             raise ValueError(f"pruning.end = {self.pruning.end} lies beyond steps = {self.steps}")
         if self.learning_rate.kind == "rewinding":
             if self.pruning is None:
-                raise ValueError("learning_rate.kind = rewinding needs a pruning section: it replays its ramp")
+                raise ValueError(
+                    "learning_rate.kind = rewinding needs a pruning section: it replays its ramp"
+                )
             decay = self.steps - (self.pruning.ramp_end - self.pruning.begin)
             if decay <= self.warmup_steps:
                 raise ValueError(

@@ -58,9 +58,7 @@ class Batch:
         )
 
 
-def make_batch(
-    rows: Rows, inputs: np.ndarray, labels: np.ndarray, every_real_position: bool
-) -> Batch:
+def make_batch(rows: Rows, inputs: np.ndarray, labels: np.ndarray, every_real_position: bool) -> Batch:
     """Build a micro-batch from rows and what masking made of them.
 
     Args:

@@ -1,5 +1,6 @@
 """Dynamic token masking, seeded per sample: the same sample in the same epoch is masked the same way
-whatever rank, batch or process it lands in."""
+whatever rank, batch or process it lands in.
+"""
 
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ class TokenTable:
         """Read the table off a tokenizer; word starts follow its own marker (##, Ġ or ▁)."""
         special = np.zeros(size, dtype=bool)
         special[special_tokens.never_masked] = True
-        tokens = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
+        tokens = list(tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer))))))
         starts = np.ones(size, dtype=bool)
         starts[: len(tokens)] = word_starts(tokens)
         return cls(special_tokens.mask, special, starts, np.flatnonzero(~special[: len(tokens)]))
@@ -67,7 +68,9 @@ def mask_tokens(
     Returns:
         (inputs, labels), both int64 [rows, length]; labels are `IGNORED` where nothing is predicted.
     """
-    row_keys = mix(mix(samples.astype(np.uint64) ^ np.uint64(key_of("mask", seed))) + epochs.astype(np.uint64))
+    row_keys = mix(
+        mix(samples.astype(np.uint64) ^ np.uint64(key_of("mask", seed))) + epochs.astype(np.uint64)
+    )
     units = word_numbers(tokens, table) if section.whole_word else np.arange(tokens.shape[1])[None, :]
     chosen = uniform(row_keys, units, draw=0) < section.probability
     chosen &= ~table.special[tokens]

@@ -49,7 +49,9 @@ def permute(positions: Indices, size: int, key: int) -> Indices:
     return values.astype(np.int64)
 
 
-def epochs_and_samples(first: int, count: int, size: int, fingerprint: str, seed: int) -> tuple[Indices, Indices]:
+def epochs_and_samples(
+    first: int, count: int, size: int, fingerprint: str, seed: int
+) -> tuple[Indices, Indices]:
     """Return (epochs, sample indices), int64 of length `count`, of positions first … first + count - 1.
 
     Positions count samples since the start of training and run on through the epochs; every epoch is

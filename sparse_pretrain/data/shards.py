@@ -46,7 +46,9 @@ class PreparedSplit:
             path = folder / shard.file
             if not path.is_file() or path.stat().st_size != shard.bytes:
                 found = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
-                raise UserError(f"{path}: {found}, the manifest says {shard.bytes} bytes; prepare the data again")
+                raise UserError(
+                    f"{path}: {found}, the manifest says {shard.bytes} bytes; prepare the data again"
+                )
             self._columns.append(map_shard(path, self.manifest.sequence_length, self.has_pairs))
         self._ends = np.cumsum([shard.rows for shard in counts.shards])
 
@@ -58,7 +60,9 @@ class PreparedSplit:
         shard_of = np.searchsorted(self._ends, samples, side="right")
         starts = np.concatenate([[0], self._ends[:-1]])
         tokens = np.empty((len(samples), self.manifest.sequence_length), dtype=np.int64)
-        scalars = {name: np.empty(len(samples), dtype=np.int64) for name in self._columns[0] if name != "input_ids"}
+        scalars = {
+            name: np.empty(len(samples), dtype=np.int64) for name in self._columns[0] if name != "input_ids"
+        }
         for shard in np.unique(shard_of):
             chosen = shard_of == shard
             rows = samples[chosen] - starts[shard]

@@ -22,13 +22,16 @@ DROPOUT_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout"
 LARGEST_VOCABULARY_PADDING = 127
 
 
-def load_config(section: ModelSection, vocabulary_size: int | None, offline_ok: bool = False) -> PretrainedConfig:
+def load_config(
+    section: ModelSection, vocabulary_size: int | None, planning: bool = False
+) -> PretrainedConfig:
     """Return the architecture a recipe means.
 
     Args:
         section: the recipe's model section.
         vocabulary_size: of the prepared data; sets the size of models from scratch, checked otherwise.
-        offline_ok: fall back on the paper's known architectures when the source cannot be reached.
+        planning: when the source cannot be reached (yet), take the section's `architecture`, or what is
+            known here of the paper's models.
 
     Raises:
         UserError: unknown source or architecture, or a vocabulary that does not fit the data.
@@ -38,7 +41,7 @@ def load_config(section: ModelSection, vocabulary_size: int | None, offline_ok: 
         settings.setdefault("vocab_size", vocabulary_size or 30522)
         config = config_from(settings)
     else:
-        config = config_of_source(section.source, offline_ok)
+        config = planned_config(section) if planning else config_of_source(section.source)
         unknown = [key for key in settings if not hasattr(config, key)]
         if unknown:
             raise UserError(f"model.config.{unknown[0]}: {section.source} has no such key in its config")
@@ -60,14 +63,24 @@ def config_from(settings: dict[str, Any]) -> PretrainedConfig:
         raise UserError(f"model.config: {' '.join(str(error).split())[:300]}") from None
 
 
-def config_of_source(source: str, offline_ok: bool) -> PretrainedConfig:
+def config_of_source(source: str) -> PretrainedConfig:
     """Read the config of a name or folder."""
     try:
-        return AutoConfig.from_pretrained(source)
+        config: PretrainedConfig = AutoConfig.from_pretrained(source)
     except (OSError, ValueError):
-        if offline_ok and source in KNOWN_ARCHITECTURES:
-            return config_from(KNOWN_ARCHITECTURES[source])
         raise UserError(unreachable(source)) from None
+    return config
+
+
+def planned_config(section: ModelSection) -> PretrainedConfig:
+    """Return the config of the source, or of what it will derive from, without needing a network."""
+    candidates = [name for name in (section.source, section.architecture) if name is not None]
+    for name in candidates:
+        if Path(name).exists():
+            return config_of_source(name)
+        if name in KNOWN_ARCHITECTURES:
+            return config_from(KNOWN_ARCHITECTURES[name])
+    return config_of_source(candidates[-1])
 
 
 def unreachable(source: str) -> str:
@@ -92,20 +105,24 @@ def build_model(config: PretrainedConfig, section: ModelSection, next_sentence: 
     Raises:
         UserError: the weights cannot be loaded.
     """
-    factory = AutoModelForPreTraining if next_sentence else AutoModelForMaskedLM
+    factory: Any = AutoModelForPreTraining if next_sentence else AutoModelForMaskedLM
     if section.source is None or not section.pretrained:
-        return factory.from_config(config, attn_implementation=section.attention)
+        model: PreTrainedModel = factory.from_config(config, attn_implementation=section.attention)
+        return model
     return load_weights(factory, section.source, config, section.attention)
 
 
-def load_weights(factory: Any, source: str, config: PretrainedConfig | None, attention: str) -> PreTrainedModel:
+def load_weights(
+    factory: Any, source: str, config: PretrainedConfig | None, attention: str
+) -> PreTrainedModel:
     """Load pre-trained weights as fp32."""
     try:
-        return factory.from_pretrained(
+        model: PreTrainedModel = factory.from_pretrained(
             source, config=config, attn_implementation=attention, dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{unreachable(source)}: {' '.join(str(error).split())[:200]}") from None
+    return model
 
 
 def supports_next_sentence(config: PretrainedConfig) -> bool:

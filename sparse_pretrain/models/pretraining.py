@@ -28,7 +28,6 @@ class PretrainingModel(nn.Module):
         super().__init__()
         self.model = model
         self._head = head_of(model)
-        self._has_next_sentence = hasattr(getattr(model, "cls", None), "seq_relationship")
         self._takes_types = model.config.model_type in ("bert", "electra", "albert", "deberta-v2")
 
     def forward(
@@ -51,8 +50,10 @@ class PretrainingModel(nn.Module):
         hidden = encoded.last_hidden_state
         chosen = hidden.reshape(-1, hidden.shape[-1])[positions]
         relation = None
-        if next_sentence and self._has_next_sentence:
-            relation = self.model.cls.seq_relationship(encoded.pooler_output)
+        # Looked up here: a second attribute would make ZeRO-3 hook the head twice.
+        relation_head = getattr(getattr(self.model, "cls", None), "seq_relationship", None)
+        if next_sentence and relation_head is not None:
+            relation = relation_head(encoded.pooler_output)
         return Predictions(self._head(self.model, chosen), relation)
 
 

@@ -32,7 +32,9 @@ def prunable_weights(
     if included:
         names = [name for name in parameters if any(pattern.search(name) for pattern in included)]
         # At ZeRO-3 the local tensor is a flat shard; the shape to ask is the whole parameter's.
-        names = [name for name in names if len(getattr(parameters[name], "ds_shape", parameters[name].shape)) == 2]
+        names = [
+            name for name in names if len(getattr(parameters[name], "ds_shape", parameters[name].shape)) == 2
+        ]
     else:
         names = [name for name in encoder_linear_weights(model) if name in parameters]
     chosen = {

@@ -57,9 +57,7 @@ class Pruner:
         self.frozen = False
         self.sparsity = masks.total_sparsity()
         self._weights = weights
-        self._ramp = Ramp(
-            section.begin, section.ramp_end, section.initial_sparsity, section.target_sparsity
-        )
+        self._ramp = Ramp(section.begin, section.ramp_end, section.initial_sparsity, section.target_sparsity)
 
     def target_sparsity(self, step: int) -> float:
         """Return the share of zeros that the schedule asks for after `step` steps."""

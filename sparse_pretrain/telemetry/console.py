@@ -81,7 +81,9 @@ class ConsoleProgress(Callback):
 
     def on_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Show the held-out numbers."""
-        shown = "  ".join(f"{name.removeprefix('validation_')} {value:.4f}" for name, value in metrics.items())
+        shown = "  ".join(
+            f"{name.removeprefix('validation_')} {value:.4f}" for name, value in metrics.items()
+        )
         self._console.print(f"{self._label} step {step}: held-out {shown}", soft_wrap=True)
 
     def on_checkpoint(self, step: int, folder: Path) -> None:

@@ -44,7 +44,8 @@ class MetricsLog(Callback):
     def on_masks(self, update: MaskUpdate, masks: MaskSet) -> None:
         """Write what the update did, in total and per weight."""
         layers = {
-            name: {"sparsity": masks.sparsity(name), **flips._asdict()} for name, flips in update.flips.items()
+            name: {"sparsity": masks.sparsity(name), **flips._asdict()}
+            for name, flips in update.flips.items()
         }
         self._write(
             "masks",

@@ -22,7 +22,7 @@ class TensorBoardWriter(Callback):
 
     def on_start(self, step: int, total_steps: int) -> None:
         """Open the event file."""
-        self._writer = SummaryWriter(str(self._folder), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(self._folder), purge_step=step + 1 if step else None)
 
     def on_step(self, report: StepReport) -> None:
         """Write loss parts, learning rate, gradient norm, sparsity and speed."""
@@ -59,11 +59,11 @@ class TensorBoardWriter(Callback):
         """Write the histogram of a weight's fp32 master."""
         flat = weight.reshape(-1)
         sample = flat[:: max(1, flat.numel() // HISTOGRAM_SAMPLE)]
-        self._writer.add_histogram(f"weights/{name}", sample.cpu(), step)  # type: ignore[no-untyped-call]
+        self._writer.add_histogram(f"weights/{name}", sample.cpu(), step)
 
     def on_end(self) -> None:
         """Flush and close."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
     def _scalar(self, name: str, value: float, step: int) -> None:
-        self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+        self._writer.add_scalar(name, value, step)

@@ -10,7 +10,7 @@ from sparse_pretrain.data.batch import Batch
 from sparse_pretrain.data.loader import Slice, TrainingLoader, evaluation_batches
 from sparse_pretrain.data.order import key_of
 from sparse_pretrain.models.loading import build_model
-from sparse_pretrain.models.pretraining import PretrainingModel, Predictions, arguments
+from sparse_pretrain.models.pretraining import Predictions, PretrainingModel, arguments
 from sparse_pretrain.models.prunable import prunable_weights
 from sparse_pretrain.pruning.masks import MaskSet
 from sparse_pretrain.pruning.pruner import Pruner
@@ -22,6 +22,7 @@ from sparse_pretrain.training.precision import DTYPES, Resolved
 from sparse_pretrain.training.snapshot import Snapshots
 from sparse_pretrain.training.trainer import Teacher, Trainer
 from sparse_pretrain.training.world import World
+
 
 class ReplicatedTeacher:
     """A frozen model, whole on every rank, in the run's precision."""
@@ -39,7 +40,7 @@ def build_teacher(recipe: TrainRecipe, inputs: Inputs, world: World, precision: 
     """Load the teacher where the recipe wants it; never part of the optimizer or of a checkpoint."""
     if recipe.distillation is None or inputs.teacher_config is None:
         return None
-    section = teacher_section(recipe)
+    section = teacher_section(recipe.distillation, recipe.model.attention)
     model = PretrainingModel(build_model(inputs.teacher_config, section, next_sentence=False))
     if recipe.distillation.placement == "sharded":
         return ShardedTeacher(model, precision, recipe.batch.micro_size)
@@ -89,5 +90,3 @@ def build_trainer(
         recipe.output / CHECKPOINTS, teacher_identity(recipe), inputs.tokenizer, inputs.config
     )
     return trainer, snapshots
-
-

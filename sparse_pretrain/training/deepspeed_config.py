@@ -42,9 +42,15 @@ def deepspeed_config(recipe: TrainRecipe, precision: Resolved, world_size: int) 
             raise UserError(f"{path}: {key}: set {place} in the recipe instead")
     stage = config.get("zero_optimization", {}).get("stage")
     if stage != recipe.engine.stage:
-        raise UserError(f"{path}: zero_optimization.stage = {stage}: the recipe says engine.stage = {recipe.engine.stage}")
-    if config["zero_optimization"].get("offload_optimizer") or config["zero_optimization"].get("offload_param"):
-        raise UserError(f"{path}: zero_optimization: offloading is not supported; remove offload_optimizer and offload_param")
+        raise UserError(
+            f"{path}: zero_optimization.stage = {stage}: the recipe says engine.stage = {recipe.engine.stage}"
+        )
+    if config["zero_optimization"].get("offload_optimizer") or config["zero_optimization"].get(
+        "offload_param"
+    ):
+        raise UserError(
+            f"{path}: zero_optimization: offloading is not supported; remove offload_optimizer and offload_param"
+        )
     for name, section in PRECISION_SECTIONS.items():
         enabled = bool(config.get(section, {}).get("enabled", False))
         if enabled != (name == precision):

@@ -22,7 +22,7 @@ from sparse_pretrain.config.training import OptimizerSection
 from sparse_pretrain.data.batch import Batch
 from sparse_pretrain.models.pretraining import Predictions, PretrainingModel, arguments
 from sparse_pretrain.pruning.masks import MaskSet
-from sparse_pretrain.training.precision import DTYPES, Resolved
+from sparse_pretrain.training.precision import Resolved
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -205,7 +205,9 @@ class Engine:
             else self._zero.single_partition_of_fp32_groups
         )
         for flat in partitions:
-            counter = torch.tensor(float(steps), device=flat.device if self._adam.defaults["fused"] else "cpu")
+            counter = torch.tensor(
+                float(steps), device=flat.device if self._adam.defaults["fused"] else "cpu"
+            )
             self._adam.state[flat] = {
                 "step": counter,
                 **{key: torch.zeros_like(flat.data) for key in MOMENTS},
@@ -231,7 +233,11 @@ class Engine:
     def loss_scale_state(self) -> dict[str, Any]:
         """Return the dynamic loss scaler's counters (fp16; constant elsewhere)."""
         scaler = self._zero.loss_scaler
-        return {key: getattr(scaler, key) for key in ("cur_scale", "cur_iter", "last_overflow_iter") if hasattr(scaler, key)}
+        return {
+            key: getattr(scaler, key)
+            for key in ("cur_scale", "cur_iter", "last_overflow_iter")
+            if hasattr(scaler, key)
+        }
 
     def load_loss_scale_state(self, state: dict[str, Any]) -> None:
         """Continue with saved loss-scaler counters."""
@@ -268,7 +274,9 @@ def is_whole(parameter: nn.Parameter) -> bool:
 
 def adam(model: nn.Module, section: OptimizerSection) -> torch.optim.AdamW:
     """Build AdamW with two groups: matrices decay, biases and LayerNorm weights (vectors) do not."""
-    decayed = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim >= 2]
+    decayed = [
+        parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim >= 2
+    ]
     others = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim < 2]
     groups = [
         {"params": decayed, "weight_decay": section.weight_decay},

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from sparse_pretrain.config.model import ModelSection
+from sparse_pretrain.config.pruning import DistillationSection
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.masking import TokenTable
 from sparse_pretrain.data.shards import PreparedSplit
@@ -41,7 +43,7 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     check_positions(config, manifest.sequence_length)
     teacher_config = None
     if recipe.distillation is not None:
-        teacher_config = load_config(teacher_section(recipe), None)
+        teacher_config = load_config(teacher_section(recipe.distillation, recipe.model.attention), None)
         if teacher_config.vocab_size != config.vocab_size:
             raise UserError(
                 f"distillation.teacher = {recipe.distillation.teacher!r}: its vocabulary has "
@@ -56,7 +58,9 @@ def check_positions(config: PretrainedConfig, length: int) -> None:
     """Refuse rows that are longer than the model's position embeddings."""
     positions = getattr(config, "max_position_embeddings", None)
     # RoBERTa's numbering starts behind the pad token's id.
-    spare = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    spare = (
+        (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    )
     if positions is not None and length > positions - spare:
         raise UserError(
             f"data.path: rows have {length} tokens, the model has {positions - spare} positions; prepare the "
@@ -64,10 +68,9 @@ def check_positions(config: PretrainedConfig, length: int) -> None:
         )
 
 
-def teacher_section(recipe: TrainRecipe) -> ModelSection:
+def teacher_section(section: DistillationSection, attention: Literal["sdpa", "eager"]) -> ModelSection:
     """Return the model section that means the teacher."""
-    assert recipe.distillation is not None
-    return ModelSection(source=recipe.distillation.teacher, dropout=0.0, attention=recipe.model.attention)
+    return ModelSection(source=section.teacher, dropout=0.0, attention=attention)
 
 
 def teacher_identity(recipe: TrainRecipe) -> str | None:

@@ -52,7 +52,9 @@ def plan(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
         "warmup_steps": recipe.warmup_steps,
         "accumulation": part.accumulation,
         "samples": recipe.steps * recipe.batch.global_size,
-        "epochs": recipe.steps * recipe.batch.global_size / manifest.splits["train"].rows if manifest else None,
+        "epochs": recipe.steps * recipe.batch.global_size / manifest.splits["train"].rows
+        if manifest
+        else None,
         "data": manifest.fingerprint if manifest else None,
         "memory_per_rank_bytes": memory_per_rank(
             parameters, prunable, recipe, world_size, DTYPES[precision].itemsize
@@ -62,12 +64,15 @@ def plan(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
 
 def model_without_memory(recipe: TrainRecipe, manifest: Manifest | None) -> PreTrainedModel:
     """Build the student on the meta device: shapes and names, no values."""
-    config = load_config(recipe.model, manifest.vocabulary_size if manifest else None, offline_ok=True)
+    config = load_config(recipe.model, manifest.vocabulary_size if manifest else None, planning=True)
     # The paper's data has segment pairs; before preparation that is the best guess.
     pairs = manifest is None or manifest.format == "pairs"
-    factory = AutoModelForPreTraining if pairs and supports_next_sentence(config) else AutoModelForMaskedLM
+    factory: Any = (
+        AutoModelForPreTraining if pairs and supports_next_sentence(config) else AutoModelForMaskedLM
+    )
     with torch.device("meta"):
-        return factory.from_config(copy.deepcopy(config))
+        model: PreTrainedModel = factory.from_config(copy.deepcopy(config))
+    return model
 
 
 def memory_per_rank(

@@ -31,7 +31,7 @@ def resolve_precision(wanted: Precision) -> Resolved:
 def has_fast_bf16() -> bool:
     """Say whether bf16 matrix products run natively here."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     cpu = Path("/proc/cpuinfo")
     flags = cpu.read_text(encoding="utf-8") if cpu.is_file() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags

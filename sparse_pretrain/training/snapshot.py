@@ -140,7 +140,7 @@ def restore_random_states(reader: FragmentReader, rank: int, same_world: bool) -
     """Continue this rank's generators; on another number of ranks they stay as seeded for this rank."""
     if not same_world:
         return
-    states = reader.extra(rank)
+    states = reader.of_rank(rank)
     torch.set_rng_state(states["random_cpu"])
     if "random_cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["random_cuda"])

@@ -127,7 +127,9 @@ class Trainer:
             applied=applied,
         )
         if total != total:
-            raise FloatingPointError(f"step {self.step}: the loss is not a number; see the last rows of metrics.jsonl")
+            raise FloatingPointError(
+                f"step {self.step}: the loss is not a number; see the last rows of metrics.jsonl"
+            )
         return report, stop > 0
 
     def evaluate(self) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """ZeRO training against a plain single-process torch loop, and against itself on other numbers of ranks."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,7 +55,8 @@ def reference(recipe: TrainRecipe) -> dict[str, Any]:
     )
     torch.manual_seed(recipe.seed)
     model = build_model(inputs.config, recipe.model, next_sentence=True)
-    teacher = build_model(inputs.teacher_config, teacher_section(recipe), next_sentence=False).eval()
+    section = teacher_section(recipe.distillation, "sdpa")
+    teacher = build_model(inputs.teacher_config, section, next_sentence=False).eval()
     weights = dict(model.named_parameters())
     encoder = [name for name in weights if name.startswith("bert.encoder") or name.startswith("bert.pooler")]
     prunable = [name for name in encoder if name.endswith("weight") and weights[name].ndim == 2]
@@ -84,7 +84,9 @@ def reference(recipe: TrainRecipe) -> dict[str, Any]:
         with torch.no_grad():
             followed = teacher(**arguments).logits.flatten(0, 1)[batch.positions]
         mlm = torch.nn.functional.cross_entropy(logits, batch.labels, ignore_index=IGNORED)
-        relation = torch.nn.functional.cross_entropy(output.seq_relationship_logits, batch.next_sentence_labels)
+        relation = torch.nn.functional.cross_entropy(
+            output.seq_relationship_logits, batch.next_sentence_labels
+        )
         distance = torch.nn.functional.kl_div(
             torch.log_softmax(logits / 2, -1), torch.softmax(followed / 2, -1), reduction="batchmean"
         )
@@ -145,7 +147,9 @@ def with_stage(recipe: TrainRecipe, stage: int, **changes: Any) -> dict[str, Any
 def largest_difference(first: dict[str, Any], second: dict[str, Any]) -> float:
     """The largest absolute difference between two sets of weights."""
     assert first["weights"].keys() == second["weights"].keys()
-    return max(float(abs(first["weights"][name] - second["weights"][name]).max()) for name in first["weights"])
+    return max(
+        float(abs(first["weights"][name] - second["weights"][name]).max()) for name in first["weights"]
+    )
 
 
 def check_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -160,7 +164,10 @@ def check_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 def test_two_ranks_match_plain_torch_at_every_stage(recipe: TrainRecipe) -> None:
     """Losses, masks and weights of ZeRO 1, 2 and 3, and of a sharded teacher, equal the reference's."""
     sharded = {**json.loads(recipe.model_dump_json())["distillation"], "placement": "sharded"}
-    recipes = [*(with_stage(recipe, stage) for stage in (1, 2, 3)), with_stage(recipe, 3, distillation=sharded)]
+    recipes = [
+        *(with_stage(recipe, stage) for stage in (1, 2, 3)),
+        with_stage(recipe, 3, distillation=sharded),
+    ]
     expected = reference(recipe)
     assert len(set(expected["losses"])) == recipe.steps
     for result in run_distributed(train_recipes, 2, recipes):

@@ -88,7 +88,9 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(recipe: TrainRecipe, tm
     jobs = {stage: job(recipe, stage, tmp_path / f"stage-{stage}") for stage in (1, 2, 3)}
     whole = run_distributed(train_from, 2, [(jobs[stage], None) for stage in (1, 2, 3)])
     for step in (3, 6):
-        folders = [str(tmp_path / f"stage-{stage}" / "checkpoints" / f"step-{step:07d}") for stage in (1, 2, 3)]
+        folders = [
+            str(tmp_path / f"stage-{stage}" / "checkpoints" / f"step-{step:07d}") for stage in (1, 2, 3)
+        ]
         again = [
             (values | {"output": str(tmp_path / f"again-{step}-{values['engine']['stage']}")}, folder)
             for values, folder in zip(jobs.values(), folders, strict=True)

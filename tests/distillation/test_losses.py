@@ -1,0 +1,83 @@
+"""The block-wise losses against torch's own, values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sparse_pretrain.config.pruning import DistillationSection
+from sparse_pretrain.data.batch import Batch, Counts
+from sparse_pretrain.data.masking import IGNORED
+from sparse_pretrain.distillation.losses import BLOCK_ROWS, distillation_loss, masked_language_loss
+from sparse_pretrain.distillation.objective import Objective
+from sparse_pretrain.models.pretraining import Predictions
+
+ROWS = 2 * BLOCK_ROWS + 17
+
+
+def logits(seed: int, vocabulary: int = 50) -> torch.Tensor:
+    return torch.randn(ROWS, vocabulary, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def labels() -> torch.Tensor:
+    chosen = torch.randint(0, 50, (ROWS,), generator=torch.Generator().manual_seed(9))
+    chosen[::3] = IGNORED
+    return chosen
+
+
+def test_masked_language_loss_and_gradient() -> None:
+    mine, reference = logits(1).requires_grad_(), logits(1).requires_grad_()
+    found = masked_language_loss(mine, labels()) * 0.5
+    expected = F.cross_entropy(reference, labels(), ignore_index=IGNORED, reduction="sum") * 0.5
+    found.backward()
+    expected.backward()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(mine.grad, reference.grad, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.5])
+def test_distillation_loss_and_gradient(temperature: float) -> None:
+    mine, reference, teacher = logits(1).requires_grad_(), logits(1).requires_grad_(), logits(2)
+    found = distillation_loss(mine, teacher, temperature) / 7
+    expected = (
+        F.kl_div(
+            F.log_softmax(reference / temperature, -1), F.softmax(teacher / temperature, -1), reduction="sum"
+        )
+        * temperature**2
+        / 7
+    )
+    found.backward()
+    expected.backward()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(mine.grad, reference.grad, rtol=0, atol=1e-6)
+
+
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn() -> None:
+    student = logits(1).requires_grad_()
+    loss = distillation_loss(student, logits(1), 2.0)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-4)
+    assert student.grad is not None
+    assert float(student.grad.abs().max()) < 1e-6
+
+
+def test_nothing_to_predict_is_a_loss_of_zero() -> None:
+    student = logits(1).requires_grad_()
+    loss = masked_language_loss(student, torch.full((ROWS,), IGNORED))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert not student.grad.any()
+
+
+def test_objective_weighs_and_normalises_by_global_counts() -> None:
+    section = DistillationSection(teacher="t", mlm_weight=0.3, kd_weight=0.7, temperature=2.0)
+    student, teacher = Predictions(logits(1), None), Predictions(logits(2), None)
+    wanted = labels()
+    batch = Batch(torch.zeros(1, 1), None, None, torch.arange(ROWS), wanted, None, Counts(0, 0, 0))
+    totals = Counts(predicted=1000, real=5000, rows=10)
+    found = Objective(section)(student, teacher, batch, totals)
+    mlm = masked_language_loss(student.tokens, wanted) / 1000
+    kd = distillation_loss(student.tokens, teacher.tokens, 2.0) / 5000
+    torch.testing.assert_close(found.total, 0.3 * mlm + 0.7 * kd)
+    torch.testing.assert_close((found.mlm, found.distillation), (mlm, kd))
+    alone = Objective(None)(student, None, batch, totals)
+    torch.testing.assert_close(alone.total, mlm)
