@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from sparse_pretrain.config.base import Section
 
+Attention = Literal["auto", "sdpa", "eager"]
+
 
 class ModelSection(Section):
     """The student (and, through the same section, anything else that is loaded by name or folder)."""
@@ -20,7 +22,9 @@ class ModelSection(Section):
         default_factory=dict, description="architecture keys to set; needs model_type when there is no source"
     )
     dropout: float | None = Field(None, ge=0, lt=1, description="every dropout of the model; none: its own")
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Attention = Field(
+        "auto", description="auto: sdpa on GPUs; eager on CPUs, whose fused bf16 backward is slower"
+    )
 
     @model_validator(mode="after")
     def _has_an_architecture(self) -> "ModelSection":

@@ -107,9 +107,9 @@ def build_model(config: PretrainedConfig, section: ModelSection, next_sentence: 
     """
     factory: Any = AutoModelForPreTraining if next_sentence else AutoModelForMaskedLM
     if section.source is None or not section.pretrained:
-        model: PreTrainedModel = factory.from_config(config, attn_implementation=section.attention)
+        model: PreTrainedModel = factory.from_config(config, attn_implementation=attention_of(section))
         return model
-    return load_weights(factory, section.source, config, section.attention)
+    return load_weights(factory, section.source, config, attention_of(section))
 
 
 def load_weights(
@@ -123,6 +123,13 @@ def load_weights(
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{unreachable(source)}: {' '.join(str(error).split())[:200]}") from None
     return model
+
+
+def attention_of(section: ModelSection) -> str:
+    """Return the attention implementation for this hardware."""
+    if section.attention != "auto":
+        return section.attention
+    return "sdpa" if torch.cuda.is_available() else "eager"
 
 
 def supports_next_sentence(config: PretrainedConfig) -> bool:

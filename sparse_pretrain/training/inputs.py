@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from sparse_pretrain.config.model import ModelSection
+from sparse_pretrain.config.model import Attention, ModelSection
 from sparse_pretrain.config.pruning import DistillationSection
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.masking import TokenTable
@@ -68,7 +67,7 @@ def check_positions(config: PretrainedConfig, length: int) -> None:
         )
 
 
-def teacher_section(section: DistillationSection, attention: Literal["sdpa", "eager"]) -> ModelSection:
+def teacher_section(section: DistillationSection, attention: Attention) -> ModelSection:
     """Return the model section that means the teacher."""
     return ModelSection(source=section.teacher, dropout=0.0, attention=attention)
 

@@ -7,19 +7,21 @@ import torch.nn.functional as F
 from sparse_pretrain.config.pruning import DistillationSection
 from sparse_pretrain.data.batch import Batch, Counts
 from sparse_pretrain.data.masking import IGNORED
-from sparse_pretrain.distillation.losses import BLOCK_ROWS, distillation_loss, masked_language_loss
+from sparse_pretrain.distillation.losses import CPU_BLOCK_VALUES, distillation_loss, masked_language_loss
 from sparse_pretrain.distillation.objective import Objective
 from sparse_pretrain.models.pretraining import Predictions
 
-ROWS = 2 * BLOCK_ROWS + 17
+VOCABULARY = 50
+# Two whole blocks and a ragged one.
+ROWS = 2 * (CPU_BLOCK_VALUES // VOCABULARY) + 17
 
 
-def logits(seed: int, vocabulary: int = 50) -> torch.Tensor:
-    return torch.randn(ROWS, vocabulary, generator=torch.Generator().manual_seed(seed)) * 3
+def logits(seed: int) -> torch.Tensor:
+    return torch.randn(ROWS, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
 
 
 def labels() -> torch.Tensor:
-    chosen = torch.randint(0, 50, (ROWS,), generator=torch.Generator().manual_seed(9))
+    chosen = torch.randint(0, VOCABULARY, (ROWS,), generator=torch.Generator().manual_seed(9))
     chosen[::3] = IGNORED
     return chosen
 
