@@ -146,9 +146,8 @@ def release(
     overwrite: Annotated[bool, typer.Option(help="replace an existing folder")] = False,
 ) -> None:
     """Write a Hugging Face folder: weights with exact zeros, masks, tokenizer, model card."""
-    from sparse_pretrain.checkpoint.contents import resolve_checkpoint
-    from sparse_pretrain.checkpoint.read import read_checkpoint
     from sparse_pretrain.checkpoint.release import release as write_release
+    from sparse_pretrain.checkpoint.store import read_checkpoint, resolve_checkpoint
 
     write_release(read_checkpoint(resolve_checkpoint(checkpoint)), out, Console(), overwrite=overwrite)
 
@@ -166,6 +165,37 @@ def inspect(
 
     report = inspect_model(path)
     print_json(report) if as_json else render(report, Console())
+
+
+@app.command()
+def finetune(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+    """Fine-tune a released model on a task, its zeros locked.
+
+    Example: `sparse-pretrain finetune finetune-sst2 model=runs/bert-base-85/release output=runs/sst2`
+    """
+    from sparse_pretrain.finetune.recipe import FinetuneRecipe
+    from sparse_pretrain.finetune.train import finetune as run_finetuning
+
+    settings = load_recipe(recipe, overrides or [], FinetuneRecipe)
+    result = run_finetuning(settings, Console(stderr=as_json))
+    if as_json:
+        print_json(result.to_json())
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="a fine-tuning run, its model folder, or a hub name")],
+    overrides: OverridesArgument = None,
+    task: Annotated[
+        Optional[str],  # noqa: UP045 - typer evaluates the annotation
+        typer.Option(help="a fine-tuning recipe; default: the one the model was fine-tuned with"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="validation, test, or train")] = "validation",
+) -> None:
+    """Measure a fine-tuned model on a task; prints JSON."""
+    from sparse_pretrain.finetune.evaluate import evaluate as measure
+
+    print_json(measure(model, task, split, overrides=tuple(overrides or [])))
 
 
 @app.command()

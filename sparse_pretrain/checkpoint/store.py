@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from sparse_pretrain.checkpoint.contents import CheckpointModel
+from sparse_pretrain.checkpoint.shards import MASTER, FragmentReader
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import fsync_file, fsync_folder, read_json, sha256_file, write_json
+from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
@@ -146,3 +149,48 @@ def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> Path | N
             f"{checkpoints}: none of {len(steps)} checkpoints is whole; restore one, or choose another output"
         )
     return None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Say whether a folder is a checkpoint of ours, whole or not."""
+    return (folder / MANIFEST).is_file() and (folder / WEIGHTS).is_dir()
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """Return a checkpoint's folder, given it or its run's folder (then the newest).
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    if is_checkpoint(path):
+        return path
+    steps = saved_steps(path / CHECKPOINTS)
+    if not steps:
+        raise UserError(f"{path}: neither a checkpoint nor a run folder with checkpoints")
+    return step_folder(path / CHECKPOINTS, steps[-1])
+
+
+def read_checkpoint(folder: Path) -> CheckpointModel:
+    """Read the fp32 masters (dense: masks are not applied) and all that a release tells about them.
+
+    Needs neither DeepSpeed nor a GPU nor the number of ranks that wrote it.
+
+    Raises:
+        UserError: the folder is not a whole checkpoint.
+    """
+    problem = problem_with(folder)
+    if problem is not None:
+        raise UserError(f"{folder}: {problem}")
+    state = read_json(folder / STATE)
+    reader = FragmentReader(sorted((folder / WEIGHTS).iterdir()))
+    masks = folder / MASK_FILE
+    return CheckpointModel(
+        weights={name: reader.whole(MASTER, name) for name in reader.shapes},
+        masks=MaskSet.load(masks) if masks.is_file() else None,
+        model_folder=folder / MODEL,
+        step=int(state["step"]),
+        recipe=state["recipe"],
+        data_fingerprint=state["loader"]["fingerprint"],
+        metrics=state["metrics"],
+        versions=state["versions"],
+    )
