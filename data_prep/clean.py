@@ -1,0 +1,24 @@
+"""Plain text to clean text: one paragraph a line."""
+
+import re
+import unicodedata
+
+# Control characters, soft hyphens, zero-width spaces, direction marks, byte-order marks and lone
+# surrogates carry no text. The zero-width joiners U+200C and U+200D do, in Persian and Indic scripts.
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff\ud800-\udfff]"
+)
+BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
+
+
+def clean(text: str) -> str:
+    """Return the text's paragraphs, one a line: composed Unicode (NFC), single spaces, nothing invisible."""
+    visible = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
+    paragraphs = (" ".join(line.split()) for line in visible.splitlines())
+    return "\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def unwrap(text: str) -> str:
+    """Join the hard-wrapped lines of a book: paragraphs are what blank lines part."""
+    lines = "\n".join(text.splitlines())
+    return "\n".join(" ".join(paragraph.split()) for paragraph in BLANK_LINE.split(lines))

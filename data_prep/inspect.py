@@ -1,0 +1,203 @@
+"""What is inside a prepared folder."""
+
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.progress import tell
+from data_prep.tally import describe_drops
+from data_prep.tokenizer import LoadedTokenizer, load_tokenizer
+from sparse_pretrain.data.manifest import Manifest, Shard, read_manifest
+from sparse_pretrain.data.shards import map_shard
+from sparse_pretrain.files import sha256_file
+
+HISTOGRAM_BINS = 8
+SAMPLES_PER_SPLIT = 2
+ROWS_AT_ONCE = 16_384
+BAR_WIDTH = 40
+
+
+def inspect(folder: Path) -> dict[str, Any]:
+    """Read every shard of a prepared folder and report on it.
+
+    Returns:
+        JSON-able: `intact` and `problems` (each a line), format and tokenizer, the sources, and for each
+        split the counts, fill in [0, 1], distinct ids used, share of unknown tokens among the text's
+        tokens, histogram of row lengths, and decoded samples. Damaged shards are left out of the numbers.
+
+    Raises:
+        UserError: the folder was not prepared.
+    """
+    manifest = read_manifest(folder)
+    tokenizer = load_tokenizer(str((folder / "tokenizer").absolute()))
+    problems = [
+        problem
+        for shard in chain.from_iterable(counts.shards for counts in manifest.splits.values())
+        if (problem := shard_problem(folder, shard)) is not None
+    ]
+    if tokenizer.sha256 != manifest.tokenizer_sha256:
+        problems.append("tokenizer: not the one that the rows were made with")
+    return {
+        "folder": str(folder),
+        "intact": not problems,
+        "problems": problems,
+        "format": manifest.format,
+        "sequence_length": manifest.sequence_length,
+        "seed": manifest.seed,
+        "fingerprint": manifest.fingerprint,
+        "vocabulary_size": manifest.vocabulary_size,
+        "tokenizer_sha256": manifest.tokenizer_sha256,
+        "sources": [source.model_dump() for source in manifest.sources],
+        "splits": {
+            split: {
+                "documents": counts.documents,
+                "rows": counts.rows,
+                "tokens": counts.tokens,
+                "shards": len(counts.shards),
+                "bytes": sum(shard.bytes for shard in counts.shards),
+                "fill": manifest.fill(split),
+            }
+            | survey(folder, manifest, intact(folder, counts.shards), tokenizer)
+            for split, counts in manifest.splits.items()
+        },
+    }
+
+
+def shard_problem(folder: Path, shard: Shard) -> str | None:
+    """Return what is wrong with a shard's bytes, or None."""
+    path = folder / shard.file
+    if not path.is_file():
+        return f"{shard.file}: missing"
+    size = path.stat().st_size
+    if size != shard.bytes:
+        return f"{shard.file}: {size:,} bytes, the manifest says {shard.bytes:,}"
+    found = sha256_file(path)
+    return (
+        None if found == shard.sha256 else f"{shard.file}: SHA-256 {found}, the manifest says {shard.sha256}"
+    )
+
+
+def intact(folder: Path, shards: list[Shard]) -> list[Shard]:
+    """Return the shards that can be read."""
+    return [shard for shard in shards if shard_problem(folder, shard) is None]
+
+
+def survey(
+    folder: Path, manifest: Manifest, shards: list[Shard], tokenizer: LoadedTokenizer
+) -> dict[str, Any]:
+    """Return the numbers that need a look at the rows."""
+    length = manifest.sequence_length
+    has_pairs = manifest.format == "pairs"
+    used = np.zeros(manifest.vocabulary_size, np.int64)
+    lengths = np.zeros(length + 1, np.int64)
+    random_next = 0
+    samples: list[dict[str, Any]] = []
+    for shard in shards:
+        columns = map_shard(folder / shard.file, length, has_pairs)
+        lengths += np.bincount(columns["length"], minlength=length + 1)
+        for first in range(0, shard.rows, ROWS_AT_ONCE):
+            rows = slice(first, first + ROWS_AT_ONCE)
+            real = np.arange(length) < columns["length"][rows, None]
+            used += np.bincount(columns["input_ids"][rows][real], minlength=len(used))
+        if has_pairs:
+            random_next += int(columns["random_next"].sum())
+        for row in range(min(shard.rows, SAMPLES_PER_SPLIT - len(samples))):
+            samples.append(decode({name: column[row] for name, column in columns.items()}, tokenizer))
+    unknown = tokenizer.tokenizer.unk_token_id
+    special = [number for number in manifest.special_tokens.never_masked if number != unknown]
+    text = used.sum() - used[special].sum()
+    report = {
+        "distinct_tokens": int(np.count_nonzero(used)),
+        "unknown_share": float(used[unknown] / text) if unknown is not None and text else 0.0,
+        "length_histogram": histogram(lengths),
+        "samples": samples,
+    }
+    return report | ({"random_next_share": random_next / max(1, int(lengths.sum()))} if has_pairs else {})
+
+
+def histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
+    """Sum the counts of lengths 1 … n (index = length) into bins of nearly equal width."""
+    longest = len(lengths) - 1
+    edges = np.unique(np.linspace(0, longest, HISTOGRAM_BINS + 1).round().astype(int)).tolist()
+    return [
+        {"from": low + 1, "to": high, "rows": int(lengths[low + 1 : high + 1].sum())}
+        for low, high in pairwise(edges)
+    ]
+
+
+def decode(row: dict[str, Any], tokenizer: LoadedTokenizer) -> dict[str, Any]:
+    """Return a row as text, special tokens shown; of a pair, both segments and the label."""
+    tokens = [int(token) for token in row["input_ids"][: int(row["length"])]]
+    if "second_start" not in row:
+        return {"text": tokenizer.tokenizer.decode(tokens)}
+    second = int(row["second_start"])
+    return {
+        "first": tokenizer.tokenizer.decode(tokens[:second]),
+        "second": tokenizer.tokenizer.decode(tokens[second:]),
+        "random_next": bool(row["random_next"]),
+    }
+
+
+def render(report: dict[str, Any], console: Console) -> None:
+    """Show a report of `inspect` as tables."""
+    tell(
+        console,
+        f"{report['folder']}: {report['format']}, rows of {report['sequence_length']} tokens, vocabulary of "
+        f"{report['vocabulary_size']:,}, seed {report['seed']}, fingerprint {report['fingerprint']}",
+    )
+    console.print(sources_table(report["sources"]))
+    console.print(splits_table(report["splits"]))
+    for split, numbers in report["splits"].items():
+        tell(console, f"\n{split}: row lengths")
+        most = max(1, *(bin_["rows"] for bin_ in numbers["length_histogram"]))
+        for bin_ in numbers["length_histogram"]:
+            bar = "█" * round(BAR_WIDTH * bin_["rows"] / most)
+            tell(console, f"{bin_['from']:>6}-{bin_['to']:<6}{bar} {bin_['rows']:,}")
+        for sample in numbers["samples"]:
+            tell(console, "\n" + "\n".join(f"{name}: {value}" for name, value in sample.items()))
+    tell(console, "\nevery shard has the manifest's SHA-256" if report["intact"] else "\nDAMAGED:")
+    for problem in report["problems"]:
+        tell(console, f"  {problem}")
+
+
+def sources_table(sources: list[dict[str, Any]]) -> Table:
+    """Return what came from where."""
+    table = Table(title="sources", title_justify="left")
+    for name in ("source", "kind"):
+        table.add_column(name, overflow="fold")
+    for name in ("documents", "characters"):
+        table.add_column(name, justify="right")
+    table.add_column("dropped")
+    for source in sources:
+        counts = (f"{source['documents']:,}", f"{source['characters']:,}")
+        table.add_row(source["name"], source["kind"], *counts, describe_drops([source["dropped"]]))
+    return table
+
+
+def splits_table(splits: dict[str, dict[str, Any]]) -> Table:
+    """Return the numbers of the splits side by side."""
+    shown = {
+        "documents": ",",
+        "rows": ",",
+        "tokens": ",",
+        "fill": ".1%",
+        "distinct_tokens": ",",
+        "unknown_share": ".3%",
+        "random_next_share": ".1%",
+        "shards": ",",
+        "bytes": ",",
+    }
+    table = Table("", title="splits", title_justify="left")
+    for split in splits:
+        table.add_column(split, justify="right")
+    for name, form in shown.items():
+        if all(name in numbers for numbers in splits.values()):
+            table.add_row(
+                name.replace("_", " "), *(format(numbers[name], form) for numbers in splits.values())
+            )
+    return table

@@ -1,0 +1,1 @@
+"""Readers of raw documents, one a file."""
