@@ -1,6 +1,18 @@
 """What every section of a recipe shares."""
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+
+def expand_home(source: str) -> str:
+    """Return a name or path with a leading `~` replaced by the home folder."""
+    return str(Path(source).expanduser()) if source.startswith("~") else source
+
+
+# A Hugging Face name or a folder.
+ModelSource = Annotated[str, AfterValidator(expand_home)]
 
 
 class Section(BaseModel):

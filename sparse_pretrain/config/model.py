@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sparse_pretrain.config.base import Section
+from sparse_pretrain.config.base import ModelSource, Section
 
 Attention = Literal["auto", "sdpa", "eager"]
 
@@ -13,7 +13,9 @@ Attention = Literal["auto", "sdpa", "eager"]
 class ModelSection(Section):
     """The student (and, through the same section, anything else that is loaded by name or folder)."""
 
-    source: str | None = Field(None, description="Hugging Face name or folder of the model to start from")
+    source: ModelSource | None = Field(
+        None, description="Hugging Face name or folder of the model to start from"
+    )
     pretrained: bool = Field(True, description="False: only the architecture of `source`, fresh weights")
     architecture: str | None = Field(
         None, description="model that `source` derives from: lets --dry-run plan before `source` exists"

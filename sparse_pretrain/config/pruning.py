@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sparse_pretrain.config.base import Section
+from sparse_pretrain.config.base import ModelSource, Section
 
 
 class PruningSection(Section):
@@ -53,7 +53,9 @@ class DistillationSection(Section):
     over all non-padding positions.
     """
 
-    teacher: str = Field(description="Hugging Face name or folder: a release of the teacher preparation")
+    teacher: ModelSource = Field(
+        description="Hugging Face name or folder: a release of the teacher preparation"
+    )
     mlm_weight: float = Field(0.5, ge=0)
     kd_weight: float = Field(0.5, gt=0)
     temperature: float = Field(2.0, gt=0)

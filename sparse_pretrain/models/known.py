@@ -1,4 +1,4 @@
-"""Architectures of the paper's models, so that planning a run needs no network."""
+"""Architectures of the paper's and the demo's models, so that planning a run needs no network."""
 
 from typing import Any
 
@@ -11,6 +11,14 @@ KNOWN_ARCHITECTURES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 24,
         "num_attention_heads": 16,
         "intermediate_size": 4096,
+    },
+    "nreimers/MiniLM-L6-H384-uncased": {
+        "model_type": "bert",
+        "vocab_size": 30522,
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
     },
     "distilbert/distilbert-base-uncased": {"model_type": "distilbert", "vocab_size": 30522},
     "FacebookAI/roberta-base": {
