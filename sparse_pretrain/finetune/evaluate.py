@@ -1,0 +1,101 @@
+"""Measure a fine-tuned model on a task."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from sparse_pretrain.checkpoint.folder import model_path, read_config, read_masks
+from sparse_pretrain.config.load import find_recipe, load_recipe
+from sparse_pretrain.errors import UserError
+from sparse_pretrain.finetune.batches import collator, encode, predict
+from sparse_pretrain.finetune.mask_lock import nonzero_outside
+from sparse_pretrain.finetune.masks import rename_masks
+from sparse_pretrain.finetune.metrics import score_predictions
+from sparse_pretrain.finetune.recipe import FinetuneRecipe, Precision
+from sparse_pretrain.finetune.task_model import load_task_model, load_tokenizer
+from sparse_pretrain.finetune.tasks import VALIDATION, load_task
+from sparse_pretrain.training.precision import resolve_precision
+
+RECIPE = "recipe.yaml"
+
+
+def evaluate(
+    model: str | Path,
+    task: str | None = None,
+    split: str = VALIDATION,
+    batch_size: int = 64,
+    precision: Precision = "auto",
+    overrides: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Return the metrics of a fine-tuned model, JSON-able.
+
+    Args:
+        model: a fine-tuning run's folder, its model folder, or a hub name.
+        task: a fine-tuning recipe, whose `task` and `training.max_length` are used: a file, a shipped
+            recipe, or a shipped recipe's name without `finetune-`; None: the recipe the model was
+            fine-tuned with.
+        split: `validation`, `test`, `train`, or one of the task's `more_validation`.
+        batch_size: examples per forward pass.
+        precision: of the forward pass.
+        overrides: `key=value` changes of the recipe.
+
+    Raises:
+        UserError: no such model, recipe or split, or a model of another task.
+    """
+    path = model_path(model)
+    recipe = load_recipe(recipe_of(path, task), overrides, FinetuneRecipe)
+    config = read_config(path)
+    is_regression = config.problem_type == "regression" or config.num_labels == 1
+    if is_regression != (recipe.task.kind == "regression"):
+        raise UserError(
+            f"{model}: fine-tuned for {'regression' if is_regression else 'classification'}, "
+            f"the task is a {recipe.task.kind}"
+        )
+    labels = () if is_regression else class_names(config)
+    data = load_task(recipe.task, labels)
+    if split not in data.splits:
+        raise UserError(f"split = {split!r}: the task has {', '.join(data.splits)}")
+    tokenizer = load_tokenizer(path, config, recipe.training.max_length)
+    network = load_task_model(path, recipe.task.kind, labels)
+    examples = encode(tokenizer, data.splits[split], recipe.training.max_length)
+    started = time.perf_counter()
+    logits, truth = predict(
+        network, examples, collator(tokenizer), batch_size, resolve_precision(precision) == "bf16"
+    )
+    seconds = time.perf_counter() - started
+    metrics = score_predictions(recipe.task, logits, truth)
+    masks = read_masks(path)
+    outside = None
+    if masks is not None:
+        outside = sum(nonzero_outside(network, rename_masks(masks, network, path)).values())
+    return {
+        "model": str(model),
+        "split": split,
+        "examples": len(examples),
+        "metric": recipe.task.headline,
+        "score": metrics[recipe.task.headline],
+        "metrics": metrics,
+        "nonzero_outside_masks": outside,
+        "seconds": round(seconds, 3),
+    }
+
+
+def class_names(config: PretrainedConfig) -> tuple[str, ...]:
+    """Return the names of a classifier's classes in the order of their numbers."""
+    names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
+    return tuple(names[number] for number in sorted(names))
+
+
+def recipe_of(path: str, task: str | None) -> Path:
+    """Return the recipe that describes the task."""
+    if task is None:
+        own = Path(path).parent / RECIPE
+        if own.is_file():
+            return own
+        raise UserError(f"{path}: no {RECIPE} beside the model; say with --task what to measure")
+    try:
+        return find_recipe(task)
+    except UserError:
+        return find_recipe(f"finetune-{task}")

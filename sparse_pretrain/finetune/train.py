@@ -1,0 +1,247 @@
+"""One fine-tuning run: task + model + locked masks -> a model folder and its scores."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from sparse_pretrain.checkpoint.quiet import quiet_libraries
+from sparse_pretrain.checkpoint.release import replace_folder
+from sparse_pretrain.config.load import to_yaml
+from sparse_pretrain.errors import UserError
+from sparse_pretrain.files import fsync_file, write_json, write_text
+from sparse_pretrain.finetune.batches import Collate, collator, encode, predict
+from sparse_pretrain.finetune.evaluate import RECIPE
+from sparse_pretrain.finetune.mask_lock import MaskLock, nonzero_outside
+from sparse_pretrain.finetune.masks import FoundMasks, find_masks
+from sparse_pretrain.finetune.metrics import score_predictions
+from sparse_pretrain.finetune.progress import ProgressReport
+from sparse_pretrain.finetune.recipe import FinetuneRecipe
+from sparse_pretrain.finetune.result import FinetuneResult, render_result
+from sparse_pretrain.finetune.task_model import load_task_model, load_tokenizer
+from sparse_pretrain.finetune.tasks import TRAIN, VALIDATION, load_task
+from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
+from sparse_pretrain.training.precision import resolve_precision
+from sparse_pretrain.training.provenance import provenance
+
+METRICS = "metrics.json"
+LOG = "metrics.jsonl"
+MODEL = "model"
+ROWS_OF_LOG = 50
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe with everything it names loaded and checked; nothing is written yet.
+
+    `splits` are encoded; `fingerprint` is that of all their texts and labels.
+    """
+
+    recipe: FinetuneRecipe
+    output: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    collate: Collate
+    splits: dict[str, Dataset]
+    fingerprint: str
+    found: FoundMasks
+    bf16: bool
+    warnings: list[str]
+
+    def measure(self, split: str) -> dict[str, float]:
+        """Return the metrics of one split."""
+        rows = 2 * self.recipe.training.batch_size
+        logits, labels = predict(self.model, self.splits[split], self.collate, rows, self.bf16)
+        return score_predictions(self.recipe.task, logits, labels)
+
+
+def finetune(recipe: FinetuneRecipe, console: Console) -> FinetuneResult:
+    """Fine-tune a model on a task with its zeros locked.
+
+    Everything that can be wrong with recipe, data and model is checked before anything is written.
+
+    Raises:
+        UserError: the user's mistakes.
+        MaskBrokenError: a weight outside its mask is not zero at the end (no model is saved then).
+        FloatingPointError: training ended in NaN or infinite weights (no model is saved then).
+    """
+    started = time.perf_counter()
+    job = prepare(recipe)
+    for warning in job.warnings:
+        console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
+    open_output(job)
+    seconds = train(job, console)
+    refuse_not_finite(job.model)
+    metrics = {name: job.measure(name) for name in job.splits if name != TRAIN}
+    save_model(job, job.output / MODEL)
+    result = FinetuneResult(
+        output=job.output,
+        model_folder=job.output / MODEL,
+        metric=recipe.task.headline,
+        score=metrics[VALIDATION][recipe.task.headline],
+        metrics=metrics,
+        examples={name: len(split) for name, split in job.splits.items()},
+        masks=job.found.origin,
+        sparsity=job.found.masks.total_sparsity(),
+        nonzero_outside_masks=sum(nonzero_outside(job.model, job.found.masks).values()),
+        train_seconds=round(seconds, 3),
+        seconds=round(time.perf_counter() - started, 3),
+        warnings=job.warnings,
+    )
+    write_json(job.output / METRICS, result.to_json())
+    render_result(result, console)
+    return result
+
+
+def prepare(recipe: FinetuneRecipe) -> Job:
+    """Load and check everything a recipe names.
+
+    Raises:
+        UserError: the user's mistakes.
+    """
+    output = recipe.output.expanduser()
+    check_output(output, recipe.overwrite)
+    task, training = recipe.task, recipe.training
+    data = load_task(task)
+    set_seed(recipe.seed)  # before the new head draws its weights
+    model = load_task_model(recipe.model, task.kind, data.labels, training.dropout)
+    tokenizer = load_tokenizer(recipe.model, model.config, training.max_length)
+    is_locked = recipe.masks == "lock"
+    found = find_masks(model, recipe.model) if is_locked else FoundMasks(MaskSet({}), "ignored")
+    return Job(
+        recipe=recipe,
+        output=output,
+        model=model,
+        tokenizer=tokenizer,
+        collate=collator(tokenizer),
+        splits={name: encode(tokenizer, split, training.max_length) for name, split in data.splits.items()},
+        fingerprint=data.fingerprint(),
+        found=found,
+        bf16=resolve_precision(training.precision) == "bf16",
+        warnings=mask_warnings(recipe, model, found),
+    )
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse a folder of somebody else's, and a finished run unless it may be replaced; go over a broken run."""
+    if output.is_file():
+        raise UserError(f"output = {output}: is a file; give a folder")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not (output / RECIPE).is_file():
+        raise UserError(f"output = {output}: exists and is no fine-tuning run; give another folder")
+    if (output / METRICS).is_file() and not overwrite:
+        raise UserError(
+            f"output = {output}: holds a finished run; give another folder, or set overwrite=true"
+        )
+
+
+def mask_warnings(recipe: FinetuneRecipe, model: PreTrainedModel, found: FoundMasks) -> list[str]:
+    """Return what a user should know about the masks before training."""
+    if found.origin == "none":
+        return [
+            f"{recipe.model} is dense (no mask file, no share of zeros that would be masks): nothing is locked"
+        ]
+    outside = sum(nonzero_outside(model, found.masks).values())
+    if outside:
+        return [
+            f"{recipe.model}: {outside:,} weights outside its masks are not zero; they are set to zero now"
+        ]
+    return []
+
+
+def open_output(job: Job) -> None:
+    """Make the run folder, with nothing in it of an earlier run."""
+    job.output.mkdir(parents=True, exist_ok=True)
+    for name in (METRICS, LOG):
+        (job.output / name).unlink(missing_ok=True)
+    shutil.rmtree(job.output / MODEL, ignore_errors=True)
+    write_text(job.output / RECIPE, to_yaml(job.recipe))
+    about = provenance(job.fingerprint, world_size=1, precision="bf16" if job.bf16 else "fp32")
+    write_json(job.output / "provenance.json", about)
+
+
+def train(job: Job, console: Console) -> float:
+    """Run the `Trainer`; return the seconds it took."""
+    between_epochs = (lambda: job.measure(VALIDATION)) if job.recipe.training.evaluate == "epoch" else None
+    progress = ProgressReport(console, f"fine-tuning {job.output.name}", job.output / LOG, between_epochs)
+    lock = [MaskLock(job.found.masks)] if len(job.found.masks) else []
+    try:
+        with quiet_libraries():
+            trainer = Trainer(
+                model=job.model,
+                args=training_arguments(job),
+                train_dataset=job.splits[TRAIN],
+                data_collator=job.collate,
+                callbacks=[progress, *lock],
+            )
+            trainer.remove_callback(PrinterCallback)
+            started = time.perf_counter()
+            trainer.train()
+            return time.perf_counter() - started
+    finally:
+        progress.stop()
+
+
+def training_arguments(job: Job) -> TrainingArguments:
+    """Return the `Trainer`'s settings; everything that would write or print is ours."""
+    training = job.recipe.training
+    steps = training.epochs * -(-len(job.splits[TRAIN]) // training.batch_size)
+    return TrainingArguments(
+        output_dir=str(job.output),
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        warmup_steps=round(training.warmup_ratio * steps),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.gradient_clipping,
+        optim="adamw_torch_fused",
+        bf16=job.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+        remove_unused_columns=False,
+        seed=job.recipe.seed,
+        logging_steps=max(1, steps // ROWS_OF_LOG),
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def refuse_not_finite(model: PreTrainedModel) -> None:
+    """Raise when training has diverged."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise FloatingPointError(
+                f"{name} is NaN or infinite after training; lower training.learning_rate"
+            )
+
+
+def save_model(job: Job, folder: Path) -> None:
+    """Write weights, config, tokenizer and masks under a temporary name, then rename."""
+    staging = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    with quiet_libraries():
+        job.model.save_pretrained(staging)
+        job.tokenizer.save_pretrained(staging)
+    if len(job.found.masks):
+        job.found.masks.save(staging / MASK_FILE)
+    for path in staging.iterdir():
+        fsync_file(path)
+    replace_folder(staging, folder)
