@@ -26,7 +26,7 @@ from data_prep.documents import Drop
 
 REDIRECT = re.compile(r"\s*#\s*redirect\b", re.IGNORECASE)
 DISAMBIGUATION = re.compile(
-    r"\{\{\s*(?:[\w -]*\bdisambig(?:uation)?\b[\w -]*|dab|hndis|geodis|numberdis|mathdab|disamb)\s*(?:\||\}\})",
+    r"\{\{\s*(?![\w -]*\bneeded\b)(?:[\w -]*\bdisambig(?:uation)?\b[\w -]*|dab|hndis|geodis|numberdis|mathdab|disamb)\s*(?:\||\}\})",
     re.IGNORECASE,
 )
 # Tags whose content is not prose. Tables written as {| … |} are tags to the parser too.
@@ -102,7 +102,9 @@ def spoken_node(node: Node, hidden_namespaces: frozenset[str]) -> Iterator[str]:
             yield node.normalize()
         case Wikilink():
             if not is_hidden(str(node.title), hidden_namespaces):
-                yield from spoken(node.title if node.text is None else node.text, hidden_namespaces)
+                words = spoken(node.title if node.text is None else node.text, hidden_namespaces)
+                # "[[:Category:Rivers]]" is a visible link to the category, shown without its first colon.
+                yield "".join(words).removeprefix(":")
         case ExternalLink():
             yield from spoken(node.title, hidden_namespaces)
         case Heading():

@@ -1,0 +1,72 @@
+"""A folder that appears whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.staging import staging_folder
+from sparse_pretrain.errors import UserError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_success_renames(tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "out"
+    with staging_folder(output) as staging:
+        (staging / "file").write_text("x")
+        assert not output.exists()
+    assert names(output) == ["file"]
+    assert names(output.parent) == ["out"]
+
+
+def test_failure_leaves_the_old_folder(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "old").write_text("x")
+
+    def fail() -> None:
+        with staging_folder(output) as staging:
+            (staging / "new").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert names(output) == ["old"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_success_replaces_the_old_folder(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "old").write_text("x")
+    with staging_folder(output) as staging:
+        (staging / "new").write_text("x")
+    assert names(output) == ["new"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".out.partial"
+    (left / "train").mkdir(parents=True)
+    (left / "train" / "shard-00000.arrow").write_text("half")
+    with staging_folder(tmp_path / "out") as staging:
+        assert names(staging) == [".lock"]
+    assert names(tmp_path / "out") == []
+
+
+def test_two_runs_for_one_output(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with staging_folder(output) as staging:
+        (staging / "file").write_text("x")
+        with pytest.raises(UserError, match="another process is preparing it"), staging_folder(output):
+            pass
+        assert (staging / "file").exists()
+    assert names(output) == ["file"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written"), staging_folder(tmp_path / "file" / "out"):
+        pass
