@@ -25,8 +25,11 @@ from mwparserfromhell.wikicode import Wikicode
 from data_prep.documents import Drop
 
 REDIRECT = re.compile(r"\s*#\s*redirect\b", re.IGNORECASE)
+# Their names vary ("hndis", "place name disambiguation"); "disambiguation needed" marks a link, not a page.
 DISAMBIGUATION = re.compile(
-    r"\{\{\s*(?![\w -]*\bneeded\b)(?:[\w -]*\bdisambig(?:uation)?\b[\w -]*|dab|hndis|geodis|numberdis|mathdab|disamb)\s*(?:\||\}\})",
+    r"\{\{\s*(?![\w -]*\bneeded\b)"
+    r"(?:[\w -]*\bdisambig(?:uation)?\b[\w -]*|dab|hndis|geodis|numberdis|mathdab|disamb)"
+    r"\s*(?:\||\}\})",
     re.IGNORECASE,
 )
 # Tags whose content is not prose. Tables written as {| … |} are tags to the parser too.

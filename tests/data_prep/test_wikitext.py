@@ -39,6 +39,7 @@ def test_an_article_with_everything_in_it() -> None:
         ("Before.\n{|\n! a\n|-\n| b\n|}\nAfter.", "Before.\nAfter."),
         ("Before.\n| a stray row of a broken table\nAfter.", "Before.\nAfter."),
         ("'''A heading in bold'''\n\nThe text follows.", "The text follows."),
+        ("Visible words. <!-- never closed", "Visible words."),
         ("Formula <math>a<b</math> is gone, <code>code</code> too.", "Formula  is gone,  too."),
     ],
 )
