@@ -105,10 +105,6 @@ class FragmentReader:
         shape = self.shapes[name]
         return self.read(kind, name, 0, shape.numel()).reshape(shape)
 
-    def has(self, kind: str, name: str) -> bool:
-        """Say whether any rank wrote `kind` of a parameter (moments don't exist before the first step)."""
-        return f"{kind}/{name}" in self._pieces
-
     def of_rank(self, rank: int) -> dict[str, Tensor]:
         """Return rank `rank`'s other tensors."""
         file = self._files[rank]

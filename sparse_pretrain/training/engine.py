@@ -23,6 +23,7 @@ from sparse_pretrain.data.batch import Batch
 from sparse_pretrain.models.pretraining import Predictions, PretrainingModel, arguments
 from sparse_pretrain.pruning.masks import MaskSet
 from sparse_pretrain.training.precision import Resolved
+from sparse_pretrain.training.world import gather_objects
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -144,9 +145,7 @@ class Engine:
 
     def agree(self, digest: str) -> bool:
         """Say whether all ranks hold the same digest."""
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, digest)
-        return all(other == digest for other in gathered)
+        return len(set(gather_objects(digest))) == 1
 
     # --- partitioned state -----------------------------------------------------------------------
 

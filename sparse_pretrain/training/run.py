@@ -14,6 +14,7 @@ from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import write_json, write_text
 from sparse_pretrain.telemetry.console import ConsoleProgress, redirect_output
 from sparse_pretrain.telemetry.metrics_log import MetricsLog
+from sparse_pretrain.telemetry.rank_log import RankLog
 from sparse_pretrain.telemetry.tensorboard import TensorBoardWriter
 from sparse_pretrain.training.callback import Callback
 from sparse_pretrain.training.deepspeed_config import deepspeed_config
@@ -32,24 +33,26 @@ def train(recipe: TrainRecipe) -> int:
         checkpoint to continue from does not fit, 1 on a failure (the traceback is in the rank's log).
 
     Raises:
-        UserError: something in the recipe or its files is wrong; nothing was written.
+        UserError: something in the recipe or its files is wrong.
+
+    A mistake, raised or shown with exit code 2, leaves the run folder as it was.
     """
     inputs, precision = check(recipe)
     rank, _, _ = rank_from_environment()
-    log = recipe.output / "logs" / f"rank-{rank}.log"
+    log = RankLog(recipe.output, rank)
     console = redirect_output(log, speaks=rank == 0)
-    world = join_world()
     try:
-        return _run(recipe, inputs, precision, world, console)
+        return _run(recipe, inputs, precision, join_world(), console)
     except UserError as error:
         # Every rank finds the same mistake; once is enough to read it.
-        console.print(str(error), soft_wrap=True, markup=False, highlight=False)
+        console.print(str(error), soft_wrap=True)
+        log.forget()
         return 2
     except Exception as error:
         traceback.print_exc()
         # Rank 0's console may be the one that stays silent: every rank says where to look.
-        Console(file=console.file).print(
-            f"rank {rank}: {type(error).__name__}: {error}; the traceback is in {log}", soft_wrap=True
+        Console(file=console.file, markup=False, highlight=False).print(
+            f"rank {rank}: {type(error).__name__}: {error}; the traceback is in {log.path}", soft_wrap=True
         )
         return 1
 

@@ -78,7 +78,7 @@ class Trainer:
             if self.step == 0 and self.pruner is not None:
                 self._report_masks(self.pruner.after_step(0))
             while self.step < recipe.steps:
-                report, stopping = self._train_step()
+                report, stopping = self.train_step()
                 self._tell(lambda listener, report=report: listener.on_step(report))  # type: ignore[misc]
                 last = self.step == recipe.steps
                 if last or self.step % recipe.evaluation.every == 0:
@@ -93,7 +93,7 @@ class Trainer:
         finally:
             self._tell(lambda listener: listener.on_end())
 
-    def _train_step(self) -> tuple[StepReport, bool]:
+    def train_step(self) -> tuple[StepReport, bool]:
         """Do one optimizer step on the next global batch; also say whether any rank was asked to stop."""
         started = time.perf_counter()
         batches = self.loader.next_step()

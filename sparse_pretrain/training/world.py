@@ -35,17 +35,9 @@ class World:
         dist.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
-    def agree(self, text: str) -> bool:
-        """Say whether every rank passed the same text."""
-        gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, text)
-        return all(other == text for other in gathered)
-
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, in the order of ranks, on every rank."""
-        gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, value)
-        return gathered
+        return gather_objects(value)
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's value on every rank."""
@@ -56,6 +48,13 @@ class World:
     def barrier(self) -> None:
         """Wait for every rank."""
         dist.barrier()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return every rank's value (small, picklable), in the order of ranks, on every rank."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
 
 
 def rank_from_environment() -> tuple[int, int, int]:

@@ -33,7 +33,7 @@ def train_recipes(world: World, recipes: list[dict[str, Any]]) -> list[dict[str,
         if trainer.pruner is not None:
             trainer.pruner.after_step(0)
         while trainer.step < recipe.steps:
-            losses.append(trainer._train_step()[0].loss)
+            losses.append(trainer.train_step()[0].loss)
         masks = trainer.pruner.masks if trainer.pruner is not None else {}
         results.append(
             {
