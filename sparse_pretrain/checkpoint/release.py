@@ -94,6 +94,7 @@ def build_model(contents: CheckpointModel) -> PreTrainedModel:
     """
     config = read_config(str(contents.model_folder))
     weights = apply_masks(contents.weights, contents.masks)
+    problems: list[tuple[int, str]] = []
     for factory in candidate_classes(config):
         with torch.device("meta"), quiet_libraries():
             skeleton = factory(config)
@@ -105,8 +106,12 @@ def build_model(contents: CheckpointModel) -> PreTrainedModel:
                 model.tie_weights()
             model.eval()
             return model
+        names = {name for name, _ in skeleton.named_parameters()}
+        problems.append((len(names.symmetric_difference(weights)), problem))
+    # The class that comes nearest is the one that was meant.
+    closest = min(problems)[1] if problems else "no masked-language model has this architecture"
     raise UserError(
-        f"{contents.model_folder}: the checkpoint's weights do not belong to this config: {problem}"
+        f"{contents.model_folder}: the checkpoint's weights do not belong to this config: {closest}"
     )
 
 

@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
+from sparse_pretrain.finetune.tasks import VALIDATION
+
 Measure = Callable[[], dict[str, Any]]
 
 
@@ -67,7 +69,7 @@ class ProgressReport(TrainerCallback):
         if self._measure is None or state.global_step >= state.max_steps:
             return
         metrics = self._measure()
-        self._write("evaluation", state, metrics)
+        self._write("evaluation", state, {"split": VALIDATION, **metrics})
         shown = "  ".join(
             f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float)
         )
@@ -76,12 +78,6 @@ class ProgressReport(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the finished bar on the screen."""
         self.stop()
-
-    def final(self, state: Any, metrics: dict[str, Any]) -> None:
-        """Write the final held-out metrics."""
-        with self._log.open("a", encoding="utf-8") as self._file:
-            self._write("evaluation", state, metrics)
-        self._file = None
 
     def stop(self) -> None:
         """Close bar and file; also for a run that fails."""
@@ -92,5 +88,9 @@ class ProgressReport(TrainerCallback):
 
     def _write(self, kind: str, state: Any, values: dict[str, Any]) -> None:
         if self._file is not None:
-            row = {"kind": kind, "step": state.global_step, "epoch": state.epoch, **values}
-            self._file.write(json.dumps(row) + "\n")
+            self._file.write(metrics_row(kind, state.global_step, state.epoch, values))
+
+
+def metrics_row(kind: str, step: int, epoch: float, values: dict[str, Any]) -> str:
+    """Return a line of `metrics.jsonl`: `train` or `evaluation`, steps and epochs done, numbers."""
+    return json.dumps({"kind": kind, "step": step, "epoch": epoch, **values}) + "\n"

@@ -27,7 +27,7 @@ from sparse_pretrain.finetune.evaluate import RECIPE
 from sparse_pretrain.finetune.mask_lock import MaskLock, nonzero_outside
 from sparse_pretrain.finetune.masks import FoundMasks, find_masks
 from sparse_pretrain.finetune.metrics import score_predictions
-from sparse_pretrain.finetune.progress import ProgressReport
+from sparse_pretrain.finetune.progress import ProgressReport, metrics_row
 from sparse_pretrain.finetune.recipe import FinetuneRecipe
 from sparse_pretrain.finetune.result import FinetuneResult, render_result
 from sparse_pretrain.finetune.task_model import load_task_model, load_tokenizer
@@ -85,6 +85,7 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> FinetuneResult:
     seconds = train(job, console)
     refuse_not_finite(job.model)
     metrics = {name: job.measure(name) for name in job.splits if name != TRAIN}
+    append_final(job, metrics)
     save_model(job, job.output / MODEL)
     result = FinetuneResult(
         output=job.output,
@@ -198,7 +199,7 @@ def train(job: Job, console: Console) -> float:
 def training_arguments(job: Job) -> TrainingArguments:
     """Return the `Trainer`'s settings; everything that would write or print is ours."""
     training = job.recipe.training
-    steps = training.epochs * -(-len(job.splits[TRAIN]) // training.batch_size)
+    steps = total_steps(job)
     return TrainingArguments(
         output_dir=str(job.output),
         num_train_epochs=training.epochs,
@@ -221,6 +222,20 @@ def training_arguments(job: Job) -> TrainingArguments:
         log_level="error",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def total_steps(job: Job) -> int:
+    """Return the number of optimizer steps of the run; an epoch's last batch may be smaller."""
+    training = job.recipe.training
+    return training.epochs * -(-len(job.splits[TRAIN]) // training.batch_size)
+
+
+def append_final(job: Job, metrics: dict[str, dict[str, float]]) -> None:
+    """Add the final metrics of every split to the log."""
+    with (job.output / LOG).open("a", encoding="utf-8") as file:
+        for split, values in metrics.items():
+            row = {"split": split, **values}
+            file.write(metrics_row("evaluation", total_steps(job), job.recipe.training.epochs, row))
 
 
 def refuse_not_finite(model: PreTrainedModel) -> None:

@@ -1,0 +1,103 @@
+"""Tiny models for the tests: contents of a checkpoint, folders, labelled files."""
+
+import csv
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
+
+from sparse_pretrain.checkpoint.contents import CheckpointModel
+from sparse_pretrain.models.prunable import prunable_weights
+from sparse_pretrain.pruning.masks import MaskSet
+from tests.tiny import VOCABULARY, WORDS, tiny_tokenizer
+
+SIZES: dict[str, dict[str, Any]] = {
+    "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 37},
+    "roberta": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 37},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 37},
+}
+SPARSITY = 0.85
+
+
+def tiny_config(model_type: str = "bert") -> Any:
+    """The config of a two-layer model with the tiny tokenizer's vocabulary."""
+    return AutoConfig.for_model(
+        model_type,
+        vocab_size=len(VOCABULARY),
+        max_position_embeddings=64,
+        pad_token_id=0,
+        **SIZES[model_type],
+    )
+
+
+def smallest_pruned(weights: dict[str, torch.Tensor], sparsity: float = SPARSITY) -> MaskSet:
+    """Masks that prune exactly `round(sparsity * n)` of the smallest weights of each matrix."""
+    masks = {}
+    for name, weight in weights.items():
+        mask = torch.ones(weight.numel(), dtype=torch.bool)
+        mask[weight.abs().flatten().argsort()[: round(sparsity * weight.numel())]] = False
+        masks[name] = mask.reshape(weight.shape)
+    return MaskSet(masks)
+
+
+def tiny_contents(
+    folder: Path, model_type: str = "bert", next_sentence: bool = False, sparse: bool = True
+) -> CheckpointModel:
+    """The contents of a checkpoint: dense masters and masks, as a training run leaves them."""
+    torch.manual_seed(0)
+    config = tiny_config(model_type)
+    factory = AutoModelForPreTraining if next_sentence else AutoModelForMaskedLM
+    model: PreTrainedModel = factory.from_config(config)
+    config.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return CheckpointModel(
+        weights=weights,
+        masks=smallest_pruned({name: weights[name] for name in prunable_weights(model)}) if sparse else None,
+        model_folder=folder,
+        step=100,
+        recipe={
+            "model": {"source": "google-bert/bert-base-uncased"},
+            "pruning": {"target_sparsity": SPARSITY},
+        },
+        data_fingerprint="f1a9e7",
+        metrics={"validation_mlm_loss": 2.5},
+        versions={"torch": "2.13.0"},
+    )
+
+
+def dense_folder(folder: Path) -> Path:
+    """A dense bare encoder, as hubs have them."""
+    torch.manual_seed(0)
+    AutoModel.from_config(tiny_config()).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_sentences(path: Path, rows: int, seed: int = 0) -> Path:
+    """A sentence task that a tiny model learns: positive when most words come from the first half."""
+    generator = random.Random(seed)
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["text", "label", "source"])
+        for row in range(rows):
+            half = row % 2
+            own = WORDS[: len(WORDS) // 2] if half else WORDS[len(WORDS) // 2 :]
+            words = generator.choices(own, k=generator.randint(3, 9)) + generator.choices(WORDS, k=1)
+            writer.writerow([" ".join(words), ("bad", "good")[half], ("a", "b")[row % 4 // 2]])
+    return path
+
+
+def write_pairs(path: Path, rows: int, seed: int = 0) -> Path:
+    """A pair task without header, tab-separated: the share of words the two sentences have in common, 0-5."""
+    generator = random.Random(seed)
+    lines = []
+    for _ in range(rows):
+        same = generator.randint(0, 4)
+        first = generator.sample(WORDS, 4)
+        second = first[:same] + generator.choices(WORDS, k=4 - same)
+        lines.append(f"x\t{5 * same / 4}\t{' '.join(first)}\t{' '.join(second)}\n")
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
