@@ -101,8 +101,8 @@ def test_classification_learns_keeps_every_zero_and_measures_the_same_again(
     assert [row["kind"] for row in rows].count("evaluation") == 3
     assert rows[0]["loss"] > 0
     assert load_recipe(tmp_path / "run" / "recipe.yaml", [], FinetuneRecipe).training.weight_decay == 0.1
-    printed = capfd.readouterr()
-    noise = [line for line in (printed.out + printed.err).splitlines() if line not in console.export_text()]
+    printed, shown = capfd.readouterr(), console.export_text()
+    noise = [line for line in (printed.out + printed.err).splitlines() if line not in shown]
     assert noise == []
 
 
