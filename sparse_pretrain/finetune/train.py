@@ -1,5 +1,6 @@
 """One fine-tuning run: task + model + locked masks -> a model folder and its scores."""
 
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -112,6 +113,8 @@ def prepare(recipe: FinetuneRecipe) -> Job:
     Raises:
         UserError: the user's mistakes.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("fine-tuning runs in one process; start it without torchrun or srun")
     output = recipe.output.expanduser()
     check_output(output, recipe.overwrite)
     task, training = recipe.task, recipe.training
