@@ -9,29 +9,22 @@ from typing import get_args
 from rich.console import Console
 
 from data_prep.documents import Document, Drop, split_of
-from data_prep.packed import Packer
-from data_prep.pairs import PairBuilder
 from data_prep.parallel import Workers
 from data_prep.progress import SourceProgress, tell
 from data_prep.recipe import PrepareRecipe
 from data_prep.resume import finished_before
-from data_prep.rows import RowBuilder
-from data_prep.shards import ShardWriter
-from data_prep.sources.base import Extract, Source
+from data_prep.sources.base import Source
 from data_prep.sources.open import open_source
+from data_prep.split_output import SplitOutput
 from data_prep.staging import staging_folder
 from data_prep.tally import Tally, describe_drops
 from data_prep.tokenizer import LoadedTokenizer, load_tokenizer
-from data_prep.tokens import token_type
-from data_prep.work import Batch, Processor
+from data_prep.work import Processor, batches
 from sparse_pretrain.data.manifest import Manifest, Split, SplitCounts, write_manifest
 from sparse_pretrain.data.manifest import Source as SourceEntry
 from sparse_pretrain.errors import UserError
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-# Large enough that handing a batch to a worker costs nothing beside the work, small enough for an even load.
-BATCH_CHARACTERS = 256 * 1024
-BATCH_DOCUMENTS = 512
 LIBRARIES = (
     "sparse-pretrain",
     "mwxml",
@@ -141,64 +134,6 @@ def build(
         settings=recipe.row_settings(),
         versions={library: version(library) for library in LIBRARIES},
     ).with_fingerprint()
-
-
-class SplitOutput:
-    """Row builder and writer of one split."""
-
-    def __init__(self, recipe: PrepareRecipe, tokenizer: LoadedTokenizer, folder: Path, split: Split) -> None:
-        self.documents = 0
-        self.writer = ShardWriter(
-            folder=folder,
-            split=split,
-            row_format=recipe.format,
-            sequence_length=recipe.sequence_length,
-            dtype=token_type(tokenizer.vocabulary_size),
-            padding=tokenizer.special.pad,
-            rows_per_shard=recipe.rows_per_shard,
-        )
-        self._builder = row_builder(recipe, tokenizer)
-
-    def add(self, document: Document) -> None:
-        """Take one document in."""
-        self.documents += 1
-        for row in self._builder.add(document):
-            self.writer.add(row)
-
-    def close(self) -> SplitCounts:
-        """Write what is left and return the counts."""
-        for row in self._builder.finish():
-            self.writer.add(row)
-        self.writer.close()
-        return SplitCounts(
-            documents=self.documents,
-            rows=self.writer.rows,
-            tokens=self.writer.tokens,
-            shards=self.writer.shards,
-        )
-
-
-def row_builder(recipe: PrepareRecipe, tokenizer: LoadedTokenizer) -> RowBuilder:
-    """Return the builder of the recipe's format."""
-    if recipe.format == "pairs":
-        return PairBuilder(tokenizer.pair, recipe.sequence_length, recipe.pairs, recipe.seed)
-    return Packer(
-        tokenizer.single, tokenizer.special.sep, recipe.sequence_length, recipe.packed.whole_sentences
-    )
-
-
-def batches(extract: Extract, raw_documents: Iterable[str | Drop]) -> Iterator[Batch]:
-    """Group a source's stream into pieces of work."""
-    raw: list[str | Drop] = []
-    characters = 0
-    for document in raw_documents:
-        raw.append(document)
-        characters += len(document) if isinstance(document, str) else 0
-        if characters >= BATCH_CHARACTERS or len(raw) >= BATCH_DOCUMENTS:
-            yield Batch(extract, raw)
-            raw, characters = [], 0
-    if raw:
-        yield Batch(extract, raw)
 
 
 def kept(results: Iterable[Document | Drop], seen: set[int] | None, tally: Tally) -> Iterator[Document]:

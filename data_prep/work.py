@@ -1,5 +1,6 @@
 """What a worker does with a batch of raw documents: extract, clean, split, encode."""
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from data_prep.clean import clean
@@ -8,12 +9,30 @@ from data_prep.sentences import split_sentences
 from data_prep.sources.base import Extract
 from data_prep.tokens import Encoder
 
+# Large enough that handing a batch to a worker costs nothing beside the work, small enough for an even load.
+BATCH_CHARACTERS = 256 * 1024
+BATCH_DOCUMENTS = 512
+
 
 class Batch(NamedTuple):
     """Raw documents of one source, in its order, and how to make text of them."""
 
     extract: Extract
     raw: list[str | Drop]
+
+
+def batches(extract: Extract, raw_documents: Iterable[str | Drop]) -> Iterator[Batch]:
+    """Group a source's stream into pieces of work."""
+    raw: list[str | Drop] = []
+    characters = 0
+    for document in raw_documents:
+        raw.append(document)
+        characters += len(document) if isinstance(document, str) else 0
+        if characters >= BATCH_CHARACTERS or len(raw) >= BATCH_DOCUMENTS:
+            yield Batch(extract, raw)
+            raw, characters = [], 0
+    if raw:
+        yield Batch(extract, raw)
 
 
 class Processor:

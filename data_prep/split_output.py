@@ -1,0 +1,57 @@
+"""One split on its way to the disk: documents in, shards out."""
+
+from pathlib import Path
+
+from data_prep.documents import Document
+from data_prep.packed import Packer
+from data_prep.pairs import PairBuilder
+from data_prep.recipe import PrepareRecipe
+from data_prep.rows import RowBuilder
+from data_prep.shards import ShardWriter
+from data_prep.tokenizer import LoadedTokenizer
+from data_prep.tokens import token_type
+from sparse_pretrain.data.manifest import Split, SplitCounts
+
+
+class SplitOutput:
+    """Row builder and writer of one split."""
+
+    def __init__(self, recipe: PrepareRecipe, tokenizer: LoadedTokenizer, folder: Path, split: Split) -> None:
+        self.documents = 0
+        self.writer = ShardWriter(
+            folder=folder,
+            split=split,
+            row_format=recipe.format,
+            sequence_length=recipe.sequence_length,
+            dtype=token_type(tokenizer.vocabulary_size),
+            padding=tokenizer.special.pad,
+            rows_per_shard=recipe.rows_per_shard,
+        )
+        self._builder = row_builder(recipe, tokenizer)
+
+    def add(self, document: Document) -> None:
+        """Take one document in."""
+        self.documents += 1
+        for row in self._builder.add(document):
+            self.writer.add(row)
+
+    def close(self) -> SplitCounts:
+        """Write what is left and return the counts."""
+        for row in self._builder.finish():
+            self.writer.add(row)
+        self.writer.close()
+        return SplitCounts(
+            documents=self.documents,
+            rows=self.writer.rows,
+            tokens=self.writer.tokens,
+            shards=self.writer.shards,
+        )
+
+
+def row_builder(recipe: PrepareRecipe, tokenizer: LoadedTokenizer) -> RowBuilder:
+    """Return the builder of the recipe's format."""
+    if recipe.format == "pairs":
+        return PairBuilder(tokenizer.pair, recipe.sequence_length, recipe.pairs, recipe.seed)
+    return Packer(
+        tokenizer.single, tokenizer.special.sep, recipe.sequence_length, recipe.packed.whole_sentences
+    )
