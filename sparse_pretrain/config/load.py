@@ -3,8 +3,7 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, get_args
 
 import yaml
 from omegaconf import OmegaConf
@@ -55,7 +54,7 @@ def read_values(source: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the recipe's plain values with overrides merged in and interpolations resolved."""
     try:
         base = OmegaConf.create(source.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     for override in overrides:
         if "=" not in override:
@@ -81,10 +80,9 @@ def explain(source: str, schema: type[BaseModel], detail: ErrorDetails) -> str:
         return f"{source}: {key}: unknown key; {hint}"
     if detail["type"] == "missing":
         return f"{source}: {key}: missing; this key has no default"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    lead = "" if detail["msg"].startswith("Value error") else "should be "
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     shown = "" if isinstance(detail["input"], Mapping) else f" = {detail['input']!r}"
-    return f"{source}: {key}{shown}: {lead}{message}{percent_hint(location, detail['input'])}"
+    return f"{source}: {key}{shown}: {message}{percent_hint(location, detail['input'])}"
 
 
 def percent_hint(location: Sequence[str], value: object) -> str:
@@ -96,27 +94,32 @@ def percent_hint(location: Sequence[str], value: object) -> str:
 
 
 def known_keys(schema: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Return the field names of the section at `location`, following optional sections."""
-    section: type[BaseModel] = schema
+    """Return the field names of the section at `location`.
+
+    Follows optional sections, mappings and lists of sections, and the `kind` by which a union is told apart.
+    """
+    sections = [schema]
     for part in location:
-        field = section.model_fields.get(part)
-        inner = section_of(field.annotation) if field is not None else None
-        if inner is None:
-            break
-        section = inner
-    return sorted(section.model_fields)
+        of_kind = [section for section in sections if kind_of(section) == part]
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        inner = [section for field in fields for section in sections_in(field.annotation)]
+        # A name that is neither is the user's own key in a mapping: its sections are those of the mapping.
+        sections = of_kind or inner or sections
+    return sorted({name for section in sections for name in section.model_fields})
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the model class inside `X`, `X | None`, `list[X]`, or None when there is none."""
+def kind_of(section: type[BaseModel]) -> str | None:
+    """Return the literal value of a section's `kind`, or None when it has none."""
+    field = section.model_fields.get("kind")
+    values = get_args(field.annotation) if field is not None else ()
+    return values[0] if len(values) == 1 and isinstance(values[0], str) else None
+
+
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the model classes inside an annotation such as `X | None` or `dict[str, X]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (Union, UnionType, list, tuple, dict):
-        for argument in get_args(annotation):
-            found = section_of(argument)
-            if found is not None:
-                return found
-    return None
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in sections_in(argument)]
 
 
 def to_yaml(recipe: BaseModel) -> str:

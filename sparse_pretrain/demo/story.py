@@ -3,6 +3,7 @@
 Every stage can be interrupted: run the demo again and it continues with the stage that was not finished.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from sparse_pretrain.checkpoint.release import release
 from sparse_pretrain.checkpoint.store import read_checkpoint, resolve_checkpoint
 from sparse_pretrain.config.load import load_recipe
 from sparse_pretrain.data.manifest import read_manifest
-from sparse_pretrain.demo.assets import fetch
+from sparse_pretrain.demo.assets import cache_folder, fetch
 from sparse_pretrain.demo.report import build_report, render_report
 from sparse_pretrain.demo.settings import FULL, RANKS, SHORT, DemoSize, Task
 from sparse_pretrain.errors import UserError
@@ -54,6 +55,8 @@ def run_demo(output: Path, full: bool, console: Console) -> int:
         UserError: no network at the first run, or `output` holds the other version of the demo.
     """
     size = FULL if full else SHORT
+    # The recipes look for the assets here; the cache follows XDG_CACHE_HOME too, which YAML cannot.
+    os.environ.setdefault("SPARSE_PRETRAIN_CACHE", str(cache_folder()))
     check_version(output, full)
     stages = Stages(output / STAGES, full, console)
     data, teacher, student = output / "data", output / "teacher", output / "student"

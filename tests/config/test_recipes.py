@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from data_prep.recipe import PrepareRecipe
 from sparse_pretrain.cli import app
 from sparse_pretrain.config.load import load_recipe, to_yaml
 from sparse_pretrain.config.recipe import TrainRecipe
@@ -95,6 +96,20 @@ def test_a_wrong_key_or_value_is_explained(override: str, expected: str) -> None
     assert expected in str(caught.value)
     if "=" in override:
         assert "train-tiny.yaml: " in str(caught.value)
+
+
+def test_an_unknown_key_in_a_mapping_of_tagged_sections_is_explained_by_that_section() -> None:
+    with pytest.raises(
+        UserError, match=r"sources\.dump\.wikipedia_dump\.paht: unknown key; did you mean 'path'"
+    ):
+        load_recipe("data-tiny", ["sources.dump.paht=x"], PrepareRecipe)
+
+
+def test_a_broken_interpolation_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("steps: ${oc.env:NO_SUCH_VARIABLE_HERE}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"recipe\.yaml: .*NO_SUCH_VARIABLE_HERE"):
+        load_recipe(path, [], TrainRecipe)
 
 
 def test_all_mistakes_are_reported_at_once() -> None:
