@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.environment import rank_environment
-from launcher.rank_logs import RankLog
 from sparse_pretrain.errors import UserError
+from sparse_pretrain.telemetry.rank_log import RankLog
 
 PR_SET_PDEATHSIG = 1
 

@@ -64,7 +64,6 @@ def data_prepare(
     Example: `sparse-pretrain data prepare data-wikipedia-books-512 output=data/wiki-books-512`
     """
     from data_prep.prepare import prepare
-
     from data_prep.recipe import PrepareRecipe
 
     manifest = prepare(load_recipe(recipe, overrides or [], PrepareRecipe), Console(stderr=as_json))
@@ -124,19 +123,13 @@ def launch_local_command(
 
     Example: `sparse-pretrain launch local bert-base-85 --nproc 8 steps=1000`
     """
+    from launcher.environment import find_machine
     from launcher.local import launch_local
     from sparse_pretrain.config.recipe import TrainRecipe
 
     settings = load_recipe(recipe, overrides or [], TrainRecipe)
     command = ["train", recipe, *(overrides or [])]
-    raise typer.Exit(launch_local(command, nproc or gpus_or_one(), settings.output))
-
-
-def gpus_or_one() -> int:
-    """Return the number of GPUs, or one where there is none."""
-    import torch
-
-    return max(1, torch.cuda.device_count())
+    raise typer.Exit(launch_local(command, nproc or max(1, len(find_machine().gpus)), settings.output))
 
 
 @app.command()
@@ -168,7 +161,9 @@ def inspect(
 
 
 @app.command()
-def finetune(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+def finetune(
+    recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False
+) -> None:
     """Fine-tune a released model on a task, its zeros locked.
 
     Example: `sparse-pretrain finetune finetune-sst2 model=runs/bert-base-85/release output=runs/sst2`
@@ -232,7 +227,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        # Every rank of a run finds the same mistake; rank 0 says it.
-        if os.environ.get("RANK", "0") == "0":
+        # Every rank of a run finds the same mistake; the first of each machine says it, for what differs
+        # between ranks at this point is what their machines see.
+        if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
             print(error, file=sys.stderr)
         raise SystemExit(2) from None

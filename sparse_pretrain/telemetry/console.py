@@ -16,24 +16,24 @@ from rich.progress import (
 
 from sparse_pretrain.pruning.masks import MaskSet
 from sparse_pretrain.pruning.pruner import MaskUpdate
+from sparse_pretrain.telemetry.rank_log import RankLog
 from sparse_pretrain.training.callback import Callback, StepReport
 
 
-def redirect_output(log: Path, speaks: bool) -> Console:
+def redirect_output(log: RankLog, speaks: bool) -> Console:
     """Send this process's stdout and stderr, those of C++ libraries too, to `log`.
 
     Returns:
-        A console on the old stdout where `speaks`, a silent one elsewhere.
+        A console on the old stdout where `speaks`, a silent one elsewhere. It prints text as it is: paths
+        and the messages of libraries have square brackets that are no markup.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     terminal = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    return Console(file=terminal, quiet=not speaks)
+    with log.open() as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    return Console(file=terminal, quiet=not speaks, markup=False, highlight=False)
 
 
 class ConsoleProgress(Callback):

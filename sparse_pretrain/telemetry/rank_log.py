@@ -1,4 +1,4 @@
-"""The files that take what ranks other than 0 print."""
+"""The files that take what ranks print, and that take it back when a run did not begin."""
 
 import os
 from pathlib import Path
