@@ -137,16 +137,18 @@ def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> Path | N
     Raises:
         UserError: there are checkpoints and none is whole; starting afresh would hide the loss.
     """
-    steps = saved_steps(checkpoints)
-    for step in reversed(steps):
+    broken = []
+    for step in reversed(saved_steps(checkpoints)):
         folder = step_folder(checkpoints, step)
         problem = problem_with(folder)
         if problem is None:
+            for line in broken:
+                say(f"{line}; taking the one before")
             return folder
-        say(f"{folder}: {problem}; trying the one before")
-    if steps:
+        broken.append(f"{folder}: {problem}")
+    if broken:
         raise UserError(
-            f"{checkpoints}: none of {len(steps)} checkpoints is whole; restore one, or choose another output"
+            f"{broken[0]}; none of {len(broken)} checkpoints is whole; restore one, or choose another output"
         )
     return None
 

@@ -1,10 +1,15 @@
 """Models by name, folder or from scratch, always as a masked-language model (with NSP where asked)."""
 
+import copy
+import difflib
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
@@ -57,19 +62,37 @@ def config_from(settings: dict[str, Any]) -> PretrainedConfig:
     """Build a config from plain keys, `model_type` among them."""
     settings = dict(settings)
     model_type = settings.pop("model_type")
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(model_type), CONFIG_MAPPING.keys(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "for example 'bert'"
+        raise UserError(f"model.config.model_type = {model_type!r}: no such architecture; {hint}")
     try:
         return AutoConfig.for_model(model_type, **settings)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"model.config: {' '.join(str(error).split())[:300]}") from None
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise UserError(f"model.config: {one_line(error)}") from None
 
 
 def config_of_source(source: str) -> PretrainedConfig:
     """Read the config of a name or folder."""
+    if not Path(source).exists() and not could_be_hub_name(source):
+        raise UserError(unreachable(source))
+    # Else five retries announce themselves before the one line below.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError):
+    except (OSError, ValueError, StrictDataclassError):
         raise UserError(unreachable(source)) from None
     return config
+
+
+def could_be_hub_name(source: str) -> bool:
+    """Say whether a source that is no folder here could be `model` or `owner/model` on the hub."""
+    return source.count("/") <= 1 and not source.startswith(("/", ".", "~"))
+
+
+def one_line(error: Exception) -> str:
+    """Return a library's message on one line, cut where it stops being readable."""
+    return " ".join(str(error).split())[:300]
 
 
 def planned_config(section: ModelSection) -> PretrainedConfig:
@@ -87,6 +110,8 @@ def unreachable(source: str) -> str:
     """Say why a source could not be loaded, as far as the file system tells."""
     if Path(source).exists():
         return f"model source {source}: the folder holds no usable config.json and weights"
+    if not could_be_hub_name(source):
+        return f"model source {source}: no such folder"
     return f"model source {source}: no such folder, and no such model on the hub (or the hub is unreachable)"
 
 
@@ -121,7 +146,22 @@ def load_weights(
             source, config=config, attn_implementation=attention, dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{unreachable(source)}: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{unreachable(source)}: {one_line(error)}") from None
+    return model
+
+
+def empty_model(config: PretrainedConfig, next_sentence: bool) -> PreTrainedModel:
+    """Return the model on the meta device: shapes and names, no values.
+
+    Raises:
+        UserError: the architecture's sizes do not fit each other.
+    """
+    factory: Any = AutoModelForPreTraining if next_sentence else AutoModelForMaskedLM
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = factory.from_config(copy.deepcopy(config))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model.config: {one_line(error)}") from None
     return model
 
 

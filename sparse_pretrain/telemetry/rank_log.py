@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from sparse_pretrain.errors import UserError
+
 
 class RankLog:
     """`logs/rank-N.log` of one rank, appended to by each start of the run.
@@ -20,12 +22,20 @@ class RankLog:
         self._opened = False
 
     def open(self) -> BinaryIO:
-        """Open the file for a rank to append to, making its folders."""
+        """Open the file for a rank to append to, making its folders.
+
+        Raises:
+            UserError: the run's folder is no folder, or cannot be written to.
+        """
         folders = [self.path.parent, *self.path.parent.parents]
         self._made = [folder for folder in folders if not folder.exists()]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = self.path.open("ab")
+        except OSError as error:
+            raise UserError(f"output: cannot write {self.path} ({error.strerror})") from None
         self._opened = True
-        return self.path.open("ab")
+        return handle
 
     def tail(self, lines: int) -> list[str]:
         """Return the last non-empty lines that this start wrote, oldest first."""

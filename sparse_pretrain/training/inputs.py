@@ -12,7 +12,8 @@ from sparse_pretrain.data.masking import TokenTable
 from sparse_pretrain.data.shards import PreparedSplit
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import sha256_file
-from sparse_pretrain.models.loading import load_config, supports_next_sentence
+from sparse_pretrain.models.loading import empty_model, load_config, supports_next_sentence
+from sparse_pretrain.models.prunable import prunable_weights
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     train = PreparedSplit(recipe.data.path, "train")
     validation = PreparedSplit(recipe.data.path, "validation")
     manifest = train.manifest
-    tokenizer = AutoTokenizer.from_pretrained(recipe.data.path / "tokenizer")
+    tokenizer = open_tokenizer(recipe.data.path / "tokenizer", manifest.vocabulary_size)
     config = load_config(recipe.model, manifest.vocabulary_size)
     check_positions(config, manifest.sequence_length)
     teacher_config = None
@@ -50,7 +51,29 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
             )
     table = TokenTable.of(tokenizer, manifest.special_tokens, manifest.vocabulary_size)
     next_sentence = train.has_pairs and supports_next_sentence(config)
+    student = empty_model(config, next_sentence)
+    if recipe.pruning is not None:
+        prunable_weights(student, recipe.pruning.include, recipe.pruning.exclude)
     return Inputs(train, validation, tokenizer, table, config, teacher_config, next_sentence)
+
+
+def open_tokenizer(folder: Path, vocabulary_size: int) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that the data was made with.
+
+    Raises:
+        UserError: it is missing, or not the one that the data's manifest describes.
+    """
+    try:
+        # A missing folder must not be looked for on the hub.
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError):
+        raise UserError(f"{folder}: no usable tokenizer; prepare the data again") from None
+    if len(tokenizer) != vocabulary_size:
+        raise UserError(
+            f"vocabulary mismatch: {folder} has {len(tokenizer)} tokens, the data's manifest says "
+            f"{vocabulary_size}; prepare the data again"
+        )
+    return tokenizer
 
 
 def check_positions(config: PretrainedConfig, length: int) -> None:

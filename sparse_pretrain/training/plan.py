@@ -1,18 +1,16 @@
 """What a run would need: parameters, prunable weights, memory per rank, steps. Nothing is loaded."""
 
-import copy
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sparse_pretrain.config.load import to_yaml
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.loader import Slice
 from sparse_pretrain.data.manifest import MANIFEST_FILE, Manifest, read_manifest
-from sparse_pretrain.models.loading import load_config, supports_next_sentence
+from sparse_pretrain.models.loading import empty_model, load_config, supports_next_sentence
 from sparse_pretrain.models.prunable import prunable_weights
 from sparse_pretrain.training.deepspeed_config import deepspeed_config
 from sparse_pretrain.training.precision import DTYPES, resolve_precision
@@ -67,12 +65,7 @@ def model_without_memory(recipe: TrainRecipe, manifest: Manifest | None) -> PreT
     config = load_config(recipe.model, manifest.vocabulary_size if manifest else None, planning=True)
     # The paper's data has segment pairs; before preparation that is the best guess.
     pairs = manifest is None or manifest.format == "pairs"
-    factory: Any = (
-        AutoModelForPreTraining if pairs and supports_next_sentence(config) else AutoModelForMaskedLM
-    )
-    with torch.device("meta"):
-        model: PreTrainedModel = factory.from_config(copy.deepcopy(config))
-    return model
+    return empty_model(config, next_sentence=pairs and supports_next_sentence(config))
 
 
 def memory_per_rank(
