@@ -137,7 +137,7 @@ def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> Path | N
     Raises:
         UserError: there are checkpoints and none is whole; starting afresh would hide the loss.
     """
-    broken = []
+    broken: list[str] = []
     for step in reversed(saved_steps(checkpoints)):
         folder = step_folder(checkpoints, step)
         problem = problem_with(folder)
