@@ -61,7 +61,7 @@ class EvaluationSection(Section):
 
 
 class LoggingSection(Section):
-    """What goes to the console, `metrics.jsonl` and TensorBoard."""
+    """What goes to `metrics.jsonl` and TensorBoard."""
 
     every: int = Field(10, ge=1, description="steps between rows of metrics")
     histograms_every: int = Field(1000, ge=0, description="steps between weight histograms; 0: none")

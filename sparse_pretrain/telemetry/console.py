@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +19,9 @@ from sparse_pretrain.pruning.masks import MaskSet
 from sparse_pretrain.pruning.pruner import MaskUpdate
 from sparse_pretrain.telemetry.rank_log import RankLog
 from sparse_pretrain.training.callback import Callback, StepReport
+
+# Where there is no terminal (a log, a pipe), progress is a line this often.
+LINE_SECONDS = 10.0
 
 
 def redirect_output(log: RankLog, speaks: bool) -> Console:
@@ -39,11 +43,11 @@ def redirect_output(log: RankLog, speaks: bool) -> Console:
 class ConsoleProgress(Callback):
     """A progress bar with the numbers people watch; plain lines where there is no terminal."""
 
-    def __init__(self, console: Console, label: str, every: int) -> None:
+    def __init__(self, console: Console, label: str) -> None:
         self._console = console
         self._label = label
-        self._every = every
         self._rate = 0.0
+        self._last_line = 0.0
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -69,8 +73,14 @@ class ConsoleProgress(Callback):
         self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
         numbers = describe_step(report, self._rate)
         self._progress.update(self._task, completed=report.step, numbers=numbers)
-        if not self._console.is_terminal and (report.step % self._every == 0 or report.step == self._total):
-            self._console.print(f"{self._label} step {report.step}/{self._total}: {numbers}", soft_wrap=True)
+        if not self._console.is_terminal:
+            self._print_line(report.step, numbers)
+
+    def _print_line(self, step: int, numbers: str) -> None:
+        now = time.monotonic()
+        if now - self._last_line >= LINE_SECONDS or step == self._total:
+            self._last_line = now
+            self._console.print(f"{self._label} step {step}/{self._total}: {numbers}", soft_wrap=True)
 
     def on_masks(self, update: MaskUpdate, masks: MaskSet) -> None:
         """Say when masks freeze; single updates are in the metrics."""

@@ -77,7 +77,7 @@ def _run(recipe: TrainRecipe, inputs: Inputs, precision: Resolved, world: World,
     folder = recipe.output
     label = "prune" if recipe.pruning else "train"
     callbacks: list[Callback] = [
-        ConsoleProgress(console, label, recipe.logging.every),
+        ConsoleProgress(console, label),
         MetricsLog(folder / "metrics.jsonl", recipe.logging.every),
         TensorBoardWriter(folder / "tensorboard", recipe.logging.every),
     ]
