@@ -117,7 +117,7 @@ class Trainer:
             step=self.step,
             loss=total,
             mlm_loss=mlm,
-            nsp_loss=relation if batches[0].next_sentence_labels is not None else None,
+            nsp_loss=relation if student.next_sentence is not None else None,
             kd_loss=follow if self.teacher is not None else None,
             learning_rate=learning_rate,
             gradient_norm=self.engine.gradient_norm(),
