@@ -1,5 +1,6 @@
 """What a user gets wrong, through the real command line: one line, exit code 2, nothing written."""
 
+import bz2
 import hashlib
 import os
 import shutil
@@ -50,15 +51,19 @@ def workplace(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def mistake(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Run the command's own `main` in this process; return the one line it printed."""
+    """Run the command's own `main` in this process; return the one line it printed.
 
-    def run(*arguments: str) -> str:
+    With `reports` the command may say on stdout how far it came before it met the mistake.
+    """
+
+    def run(*arguments: str, reports: bool = False) -> str:
         before = contents(workplace)
         monkeypatch.setattr(sys, "argv", ["sparse-pretrain", *arguments])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        printed = "".join(capfd.readouterr())
+        output, errors = capfd.readouterr()
+        printed = errors if reports else output + errors
         assert ended.value.code == 2, printed
         assert contents(workplace) == before
         return one_line(printed)
@@ -140,6 +145,41 @@ def test_missing_files(mistake: Run) -> None:
     assert mistake("train", "nothing.yaml", "output=run").startswith("nothing.yaml: no such recipe file")
     assert mistake(*tiny(data="nowhere")).startswith("nowhere: no manifest.json: not a prepared folder")
     assert mistake("release", "nowhere", "out").startswith("nowhere: neither a checkpoint nor a run folder")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["data", "inspect", "nowhere"], "nowhere: no manifest.json: not a prepared folder"),
+        (["inspect", "runs/no/model"], "runs/no/model: no such "),
+        (["finetune", "finetune-movie-sentiment", "model=runs/no/model", "output=run"], "runs/no/model"),
+        (["evaluate", "runs/no/model", "--task", "finetune-movie-sentiment"], "runs/no/model"),
+        (["release", "inputs/data", "out"], "inputs/data: neither a checkpoint nor a run folder"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_other_commands_on_what_is_not_there(mistake: Run, arguments: list[str], expected: str) -> None:
+    assert expected in mistake(*arguments)
+
+
+def prepare(*overrides: str) -> list[str]:
+    """The tiny preparation's command line with more settings."""
+    settings = ("output=run", "tokenizer=inputs/data/tokenizer", "sources.books=null", *overrides)
+    return ["data", "prepare", "data-tiny", *settings]
+
+
+def test_a_corrupt_dump(mistake: Run, workplace: Path) -> None:
+    page = "<page><title>A</title><ns>0</ns><id>1</id><revision><id>2</id><text>ba be bi.</text></revision></page>"
+    (workplace / "cut.xml.bz2").write_bytes(bz2.compress(f"<mediawiki>{page}</mediawiki>".encode())[:-20])
+    line = mistake(*prepare("sources.dump.path=cut.xml.bz2"))
+    assert line.startswith("cut.xml.bz2: truncated")
+
+
+def test_an_empty_corpus(mistake: Run, workplace: Path) -> None:
+    (workplace / "books").mkdir()
+    (workplace / "books" / "short.txt").write_text("ba be.\n")
+    line = mistake(*prepare("sources.dump=null", "sources.books={kind: books, path: books}"), reports=True)
+    assert line == "no documents left; dropped: 1 too_short (minimum_characters = 20)"
 
 
 def test_an_output_that_is_a_file(mistake: Run, workplace: Path) -> None:
