@@ -58,12 +58,11 @@ def evaluate(
     if split not in data.splits:
         raise UserError(f"split = {split!r}: the task has {', '.join(data.splits)}")
     tokenizer = load_tokenizer(path, config, recipe.training.max_length)
-    network = load_task_model(path, recipe.task.kind, labels)
-    examples = encode(tokenizer, data.splits[split], recipe.training.max_length)
+    network = load_task_model(path, recipe.task, labels, new_head=False)
+    examples = encode(tokenizer, data.splits[split], recipe.task, recipe.training.max_length)
     started = time.perf_counter()
-    logits, truth = predict(
-        network, examples, collator(tokenizer), batch_size, resolve_precision(precision) == "bf16"
-    )
+    bf16 = resolve_precision(precision) == "bf16"
+    logits, truth = predict(network, examples, recipe.task, collator(tokenizer), batch_size, bf16)
     seconds = time.perf_counter() - started
     metrics = score_predictions(recipe.task, logits, truth)
     masks = read_masks(path)

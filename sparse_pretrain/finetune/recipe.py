@@ -39,6 +39,11 @@ class TaskSection(Section):
     )
     text: str = Field(description="column of the (first) sentence")
     text_pair: str | None = Field(None, description="column of the second sentence")
+    pair_encoding: Literal["joint", "separate"] = Field(
+        "joint",
+        description="joint: both sentences in one input; separate: each by itself, scored by the cosine of their "
+        "mean token vectors (regression only), which weak encoders learn from few pairs",
+    )
     label: str = Field(description="column of the label")
     columns: list[str] = Field(
         default_factory=list,
@@ -87,6 +92,11 @@ class TaskSection(Section):
         if isinstance(self.validation_size, float) and self.validation_size >= 1:
             raise ValueError(
                 f"validation_size = {self.validation_size}: a share below 1, or a whole number of examples"
+            )
+        if self.pair_encoding == "separate" and (self.kind != "regression" or self.text_pair is None):
+            raise ValueError(
+                "pair_encoding = 'separate' scores the likeness of two sentences: it needs kind: regression "
+                "and text_pair"
             )
         if self.subset is not None and self.dataset is None:
             raise ValueError("subset belongs to dataset; give dataset too")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -16,27 +17,36 @@ from transformers import (
 from sparse_pretrain.checkpoint.folder import model_path, one_line, read_config
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.finetune.recipe import Kind
+from sparse_pretrain.finetune.recipe import TaskSection
 from sparse_pretrain.models.loading import DROPOUT_KEYS, LARGEST_VOCABULARY_PADDING
 
 
 def load_task_model(
-    source: str | Path, kind: Kind, labels: Sequence[str], dropout: float | None = None
+    source: str | Path,
+    task: TaskSection,
+    labels: Sequence[str],
+    dropout: float | None = None,
+    new_head: bool = True,
 ) -> PreTrainedModel:
-    """Return a sequence classifier in fp32, on the GPU if there is one; its head is new where the source has none.
+    """Return the model of a task in fp32, on the GPU if there is one.
+
+    It is a sequence classifier, its head new where the source has none; for sentences that are encoded
+    separately a bare encoder.
 
     Args:
         source: release, model folder or hub name.
-        kind: of the task.
+        task: tells kind and encoding.
         labels: class names in the order of their numbers; empty for a regression.
         dropout: every dropout of the model; None: its own.
+        new_head: False refuses a source without a head for the task.
 
     Raises:
-        UserError: not loadable, or weights of the encoder are missing or have other shapes.
+        UserError: not loadable, or weights of the encoder are missing or have other shapes, or those of the head
+            when it must not be new.
     """
     path = model_path(source)
     config = read_config(path)
-    config.problem_type = "regression" if kind == "regression" else "single_label_classification"
+    config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
     names = list(labels) or ["score"]
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
@@ -44,9 +54,10 @@ def load_task_model(
         config.update(
             {key: dropout for key in (*DROPOUT_KEYS, "seq_classif_dropout") if hasattr(config, key)}
         )
+    factory: Any = AutoModel if task.pair_encoding == "separate" else AutoModelForSequenceClassification
     try:
         with quiet_libraries():
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
+            model, loading = factory.from_pretrained(
                 path,
                 config=config,
                 dtype=torch.float32,
@@ -54,17 +65,22 @@ def load_task_model(
                 output_loading_info=True,
             )
     except Exception as error:  # broken files raise whatever their format's library has
-        raise UserError(f"{source}: does not load as a sequence classifier: {one_line(error)}") from None
+        raise UserError(f"{source}: does not load: {one_line(error)}") from None
     refuse_partial_encoder(model, loading, source)
+    if not new_head and any(
+        "pooler." not in str(name) for name in [*loading["missing_keys"], *loading["mismatched_keys"]]
+    ):
+        raise UserError(f"{source}: has no trained head for this task; fine-tune it first")
     return model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[no-any-return]
 
 
 def refuse_partial_encoder(model: PreTrainedModel, loading: dict[str, Any], source: str | Path) -> None:
     """Let a head be new, never a part of the encoder (but the pooler, which masked-LM models have not)."""
-    prefix = f"{model.base_model_prefix}."
+    is_bare = not hasattr(model, model.base_model_prefix)
+    prefix = "" if is_bare else f"{model.base_model_prefix}."
     mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in loading["mismatched_keys"]]
     for kind, names in (("missing", loading["missing_keys"]), ("of another shape", mismatched)):
-        wrong = sorted(name for name in names if name.startswith(prefix) and ".pooler." not in name)
+        wrong = sorted(name for name in names if name.startswith(prefix) and "pooler." not in name)
         if wrong:
             raise UserError(
                 f"{source}: {len(wrong)} weights of the encoder are {kind}, such as {wrong[0]}: "

@@ -13,7 +13,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    Trainer,
     TrainingArguments,
     set_seed,
 )
@@ -25,6 +24,7 @@ from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import fsync_file, write_json, write_text
 from sparse_pretrain.finetune.batches import Collate, collator, encode, predict
 from sparse_pretrain.finetune.evaluate import RECIPE
+from sparse_pretrain.finetune.forward import TaskTrainer
 from sparse_pretrain.finetune.mask_lock import MaskLock, nonzero_outside
 from sparse_pretrain.finetune.masks import FoundMasks, find_masks
 from sparse_pretrain.finetune.metrics import score_predictions
@@ -64,7 +64,9 @@ class Job:
     def measure(self, split: str) -> dict[str, float]:
         """Return the metrics of one split."""
         rows = 2 * self.recipe.training.batch_size
-        logits, labels = predict(self.model, self.splits[split], self.collate, rows, self.bf16)
+        logits, labels = predict(
+            self.model, self.splits[split], self.recipe.task, self.collate, rows, self.bf16
+        )
         return score_predictions(self.recipe.task, logits, labels)
 
 
@@ -120,7 +122,7 @@ def prepare(recipe: FinetuneRecipe) -> Job:
     task, training = recipe.task, recipe.training
     data = load_task(task)
     set_seed(recipe.seed)  # before the new head draws its weights
-    model = load_task_model(recipe.model, task.kind, data.labels, training.dropout)
+    model = load_task_model(recipe.model, task, data.labels, training.dropout)
     tokenizer = load_tokenizer(recipe.model, model.config, training.max_length)
     is_locked = recipe.masks == "lock"
     found = find_masks(model, recipe.model) if is_locked else FoundMasks(MaskSet({}), "ignored")
@@ -130,7 +132,9 @@ def prepare(recipe: FinetuneRecipe) -> Job:
         model=model,
         tokenizer=tokenizer,
         collate=collator(tokenizer),
-        splits={name: encode(tokenizer, split, training.max_length) for name, split in data.splits.items()},
+        splits={
+            name: encode(tokenizer, split, task, training.max_length) for name, split in data.splits.items()
+        },
         fingerprint=data.fingerprint(),
         found=found,
         bf16=resolve_precision(training.precision) == "bf16",
@@ -184,13 +188,14 @@ def train(job: Job, console: Console) -> float:
     lock = [MaskLock(job.found.masks)] if len(job.found.masks) else []
     try:
         with quiet_libraries():
-            trainer = Trainer(
+            trainer = TaskTrainer(
                 model=job.model,
                 args=training_arguments(job),
                 train_dataset=job.splits[TRAIN],
                 data_collator=job.collate,
                 callbacks=[progress, *lock],
             )
+            trainer.task = job.recipe.task
             trainer.remove_callback(PrinterCallback)
             started = time.perf_counter()
             trainer.train()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from sparse_pretrain.checkpoint.inspect import inspect
 from sparse_pretrain.checkpoint.release import release
@@ -121,6 +121,30 @@ def test_regression_on_pairs_with_masks_read_from_zeros(folder: Path, tmp_path: 
     assert stored.digest() == MaskSet.load(folder / "sparse" / MASK_FILE).digest()
 
 
+def test_sentences_encoded_separately_are_scored_by_their_cosine(folder: Path, tmp_path: Path) -> None:
+    task = pairs(folder) | {"pair_encoding": "separate"}
+    result = finetune(recipe(folder, tmp_path / "run", task=task), Console(quiet=True))
+    assert result.score > 0.5
+    assert (result.masks, result.nonzero_outside_masks) == ("file", 0)
+    assert evaluate(result.output, precision="fp32")["metrics"] == pytest.approx(
+        result.metrics["validation"], abs=1e-6
+    )
+    encoder = AutoModel.from_pretrained(result.model_folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(result.model_folder)
+    with torch.no_grad():
+        one, two = (
+            encoder(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+            for text in ("ba be", "ba ga")
+        )
+    by_hand = float(torch.cosine_similarity(one, two, dim=0))
+    (tmp_path / "one.tsv").write_text("x\t0\tba be\tba ga\n")
+    overrides = (f"task.validation={tmp_path / 'one.tsv'}", "training.precision=fp32")
+    measured = evaluate(result.output, precision="fp32", overrides=overrides)
+    assert measured["metrics"]["rmse"] == pytest.approx(5 * abs(by_hand), abs=1e-5)
+    with pytest.raises(UserError, match="has no trained head"):
+        evaluate(result.output, overrides=("task.pair_encoding=joint",))
+
+
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(folder: Path, tmp_path: Path) -> None:
     losses = []
     for number, seed in enumerate((1, 1, 2)):
@@ -202,7 +226,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda target: (target / "model.safetensors").unlink(), "no model here"),
     "broken weights": (
         lambda target: (target / "model.safetensors").write_bytes(b"broken"),
-        "does not load as a sequence classifier",
+        "does not load: ",
     ),
 }
 
@@ -242,6 +266,7 @@ def test_shipped_recipes_are_there() -> None:
     ("override", "message"),
     [
         ("task.labels=[a,b]", "labels are the classes of a classification"),
+        ("task.text_pair=null", "pair_encoding = 'separate' scores the likeness"),
         ("task.metric=f1", "does not fit regression; one of spearman, pearson, rmse"),
         ("training.epochs=0", "training.epochs = 0"),
         ("task.sub=mnli", "unknown key; did you mean 'subset'"),
