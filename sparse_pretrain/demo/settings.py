@@ -34,16 +34,18 @@ class DemoSize:
 MOVIES = ("movie-sentiment", "finetune-movie-sentiment", "film reviews, positive or negative")
 PAIRS = ("sts-b", "finetune-sts-b", "likeness of two sentences (STS-B)")
 
+ONE_EPOCH = ("training.epochs=1", "training.evaluate=end")
+
 SHORT = DemoSize(
     teacher=(),
     prune=(),
     tasks=(
-        Task(*MOVIES, overrides=("task.limit_train=3000", "training.epochs=1", "training.evaluate=end")),
-        Task(*PAIRS, overrides=("task.limit_train=3000", "training.epochs=1", "training.evaluate=end")),
+        Task(*MOVIES, overrides=(*ONE_EPOCH, "training.learning_rate=2e-4")),
+        Task(*PAIRS, overrides=(*ONE_EPOCH, "task.limit_train=3000", "training.learning_rate=5e-4")),
     ),
 )
 
-# Ten times the pruning, everything labelled: about two hours on two cores.
+# Eight times the pruning, everything labelled: an hour or more on two cores.
 FULL = DemoSize(
     teacher=("steps=1000", "checkpoint.every=250", "evaluation.every=250"),
     prune=(
