@@ -39,10 +39,19 @@ def front_matter(facts: Facts) -> str:
     }
     if facts["masks_digest"]:
         fields["tags"] += ["sparse", "pruning", "prune-once-for-all"]
-    # A hub name has one slash at most and is no path of the machine that trained the model.
-    if isinstance(source, str) and source.count("/") <= 1 and not source.startswith((".", "/", "~")):
+    if is_hub_name(source):
         fields["base_model"] = source
     return "---\n" + yaml.safe_dump(fields, sort_keys=False) + "---"
+
+
+def is_hub_name(value: object) -> bool:
+    """Tell a hub name (one slash at most) from a path of the machine that trained the model."""
+    return isinstance(value, str) and value.count("/") <= 1 and not value.startswith((".", "/", "~"))
+
+
+def shown_setting(key: str, value: object) -> str:
+    """Return `key = value`; of a teacher in a folder only that it was one."""
+    return f"{key} = {'a local folder' if key == 'teacher' and not is_hub_name(value) else value}"
 
 
 def summary(facts: Facts) -> str:
@@ -104,9 +113,8 @@ def training(facts: Facts) -> str:
     for section in ("pruning", "distillation", "batch", "optimizer", "learning_rate"):
         values = recipe.get(section)
         if values:
-            shown = ", ".join(
-                f"{key} = {value}" for key, value in values.items() if value not in (None, [], {})
-            )
+            given = {key: value for key, value in values.items() if value not in (None, [], {})}
+            shown = ", ".join(shown_setting(key, value) for key, value in given.items())
             lines.append(f"- {section.replace('_', ' ')}: {shown}")
     versions = ", ".join(f"{key} {value}" for key, value in facts["versions"].items())
     if versions:

@@ -67,13 +67,17 @@ def test_masks_come_back_bit_for_bit_at_one_bit_a_weight(tmp_path: Path) -> None
 
 
 def test_the_model_card_tells_sparsity_data_and_metrics(tmp_path: Path) -> None:
-    folder = release(tiny_contents(tmp_path / "model"), tmp_path / "my-sparse-bert", QUIET)
+    contents = tiny_contents(tmp_path / "model")
+    recipe = contents.recipe | {"distillation": {"teacher": "/home/somebody/teacher", "temperature": 2.0}}
+    folder = release(replace(contents, recipe=recipe), tmp_path / "my-sparse-bert", QUIET)
     card = (folder / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(card.split("---")[1])
     assert front["base_model"] == "google-bert/bert-base-uncased"
     assert "sparse" in front["tags"]
     assert "# my-sparse-bert" in card
     assert "f1a9e7" in card
+    assert "distillation: teacher = a local folder, temperature = 2.0" in card
+    assert "somebody" not in card
     assert "validation_mlm_loss: 2.5" in card
     assert "| `bert.encoder.layer.1.output.dense.weight` | 32 x 37 | 1,184 | 1,006 |" in card
 
