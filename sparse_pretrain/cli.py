@@ -75,11 +75,15 @@ def data_prepare(
 def data_inspect(
     folder: Annotated[Path, typer.Argument(help="a prepared folder")], as_json: JsonOption = False
 ) -> None:
-    """Show counts, fill, vocabulary, decoded samples and an integrity check of a prepared folder."""
+    """Show counts, fill, vocabulary, decoded samples and an integrity check of a prepared folder.
+
+    Exit code 1 when a file is not what the manifest says.
+    """
     from data_prep.inspect import inspect, render
 
     report = inspect(folder)
     print_json(report) if as_json else render(report, Console())
+    raise typer.Exit(0 if report["intact"] else 1)
 
 
 @app.command()
@@ -152,12 +156,16 @@ def inspect(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Show sparsity per layer, the mask check, and where a model came from."""
+    """Show sparsity per layer, the mask check, and where a model came from.
+
+    Exit code 1 when a weight outside its mask is not zero, or a value is not a number.
+    """
     from sparse_pretrain.checkpoint.inspect import inspect as inspect_model
     from sparse_pretrain.checkpoint.inspect import render
 
     report = inspect_model(path)
     print_json(report) if as_json else render(report, Console())
+    raise typer.Exit(0 if report["check"]["ok"] else 1)
 
 
 @app.command()

@@ -40,8 +40,8 @@ SHORT = DemoSize(
     teacher=(),
     prune=(),
     tasks=(
-        Task(*MOVIES, overrides=(*ONE_EPOCH, "training.learning_rate=2e-4")),
-        Task(*PAIRS, overrides=(*ONE_EPOCH, "task.limit_train=3000", "training.learning_rate=5e-4")),
+        Task(*MOVIES, overrides=(*ONE_EPOCH, "task.limit_train=6000")),
+        Task(*PAIRS, overrides=(*ONE_EPOCH, "task.limit_train=3000")),
     ),
 )
 
