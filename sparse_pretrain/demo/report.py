@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sparse_pretrain.checkpoint.inspect import inspect
+from sparse_pretrain.config.load import load_recipe
+from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.manifest import Manifest
 from sparse_pretrain.demo.figures import plot_scores
 from sparse_pretrain.demo.settings import RANKS, Task
@@ -39,7 +41,7 @@ def build_report(
         seconds: of every stage.
         manifest: of the prepared data.
     """
-    student = inspect(output / "student" / "release")
+    student, teacher = (inspect(output / run / "release") for run in ("student", "teacher"))
     return {
         "what_this_is": CAVEAT,
         "data": {
@@ -51,6 +53,9 @@ def build_report(
             "train_rows": manifest.splits["train"].rows,
             "train_tokens": manifest.splits["train"].tokens,
             "validation_rows": manifest.splits["validation"].rows,
+            "evaluated_rows": min(
+                load_recipe("demo-prune", [], TrainRecipe).evaluation.rows, manifest.splits["validation"].rows
+            ),
             "sequence_length": manifest.sequence_length,
         },
         "pretraining": {
@@ -59,6 +64,7 @@ def build_report(
         },
         "sparsity": {
             "overall": student["prunable"]["sparsity"],
+            "dense": teacher["prunable"]["sparsity"],
             "prunable_weights": student["prunable"]["weights"],
             "mask_check": student["check"],
             "layers": {layer["name"]: layer["sparsity"] for layer in student["layers"]},
@@ -113,8 +119,15 @@ def render_report(report: Report, output: Path, console: Console) -> None:
         ("on", "left"),
     ):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    rows = f"{report['data']['validation_rows']:,} held-out rows, the first 256"
-    table.add_row("zeros in the encoder's matrices", "0 %", f"{overall:.2%}", "prunable weights")
+    rows = (
+        f"{report['data']['validation_rows']:,} held-out rows, the first {report['data']['evaluated_rows']:,}"
+    )
+    table.add_row(
+        "zeros in the encoder's matrices",
+        f"{report['sparsity']['dense']:.2%}",
+        f"{overall:.2%}",
+        "prunable weights",
+    )
     table.add_row(
         "held-out MLM loss",
         f"{dense['validation_mlm_loss']:.3f}",

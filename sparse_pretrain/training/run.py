@@ -21,7 +21,7 @@ from sparse_pretrain.training.deepspeed_config import deepspeed_config
 from sparse_pretrain.training.inputs import Inputs, open_inputs
 from sparse_pretrain.training.precision import Resolved, resolve_precision
 from sparse_pretrain.training.provenance import provenance
-from sparse_pretrain.training.signals import STOPPED_EXIT_CODE
+from sparse_pretrain.training.signals import STOPPED_EXIT_CODE, StopFlag
 from sparse_pretrain.training.world import World, join_world, rank_from_environment
 
 
@@ -37,12 +37,15 @@ def train(recipe: TrainRecipe) -> int:
 
     A mistake, raised or shown with exit code 2, leaves the run folder as it was.
     """
+    # From the first moment on: a signal while libraries load and models are built must not kill a rank.
+    stop = StopFlag()
+    stop.install()
     inputs, precision = check(recipe)
     rank, _, _ = rank_from_environment()
     log = RankLog(recipe.output, rank)
     console = redirect_output(log, speaks=rank == 0)
     try:
-        return _run(recipe, inputs, precision, join_world(), console)
+        return _run(recipe, inputs, precision, join_world(), console, stop)
     except UserError as error:
         # Every rank finds the same mistake; once is enough to read it.
         console.print(str(error), soft_wrap=True)
@@ -70,7 +73,14 @@ def check(recipe: TrainRecipe) -> tuple[Inputs, Resolved]:
     return open_inputs(recipe), precision
 
 
-def _run(recipe: TrainRecipe, inputs: Inputs, precision: Resolved, world: World, console: Console) -> int:
+def _run(
+    recipe: TrainRecipe,
+    inputs: Inputs,
+    precision: Resolved,
+    world: World,
+    console: Console,
+    stop: StopFlag,
+) -> int:
     # DeepSpeed prints while it is imported: only now does that go to the log.
     from sparse_pretrain.training.build import build_trainer
 
@@ -82,7 +92,7 @@ def _run(recipe: TrainRecipe, inputs: Inputs, precision: Resolved, world: World,
         TensorBoardWriter(folder / "tensorboard", recipe.logging.every),
     ]
     trainer, snapshots = build_trainer(recipe, inputs, world, precision, callbacks)
-    trainer.stop.install()
+    trainer.stop = stop
     checkpoint = world.broadcast(find_checkpoint(recipe, console) if world.is_first else None)
     if isinstance(checkpoint, UserError):
         raise checkpoint
