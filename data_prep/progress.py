@@ -1,17 +1,11 @@
 """What the user sees while a source is read."""
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskProgressColumn
 
 from data_prep.sources.base import Source
 from data_prep.tally import Tally, describe_drops
+from sparse_pretrain.telemetry.bar import progress_bar
 
 
 class SourceProgress:
@@ -23,18 +17,7 @@ class SourceProgress:
     def __init__(self, console: Console) -> None:
         """Show nothing yet."""
         self._console = console
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
+        self._progress = progress_bar(console, TaskProgressColumn(), transient=True)
 
     def __enter__(self) -> "SourceProgress":
         self._progress.start()

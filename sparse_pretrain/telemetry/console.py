@@ -6,17 +6,10 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from sparse_pretrain.pruning.masks import MaskSet
 from sparse_pretrain.pruning.pruner import MaskUpdate
+from sparse_pretrain.telemetry.bar import progress_bar
 from sparse_pretrain.telemetry.rank_log import RankLog
 from sparse_pretrain.training.callback import Callback, StepReport
 
@@ -48,17 +41,7 @@ class ConsoleProgress(Callback):
         self._label = label
         self._rate = 0.0
         self._last_line = 0.0
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._progress = progress_bar(console)
         self._task = self._progress.add_task(label, total=None, numbers="")
 
     def on_start(self, step: int, total_steps: int) -> None:
