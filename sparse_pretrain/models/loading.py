@@ -130,11 +130,16 @@ def build_model(config: PretrainedConfig, section: ModelSection, next_sentence: 
     Raises:
         UserError: the weights cannot be loaded.
     """
-    factory: Any = AutoModelForPreTraining if next_sentence else AutoModelForMaskedLM
+    factory = model_factory(next_sentence)
     if section.source is None or not section.pretrained:
         model: PreTrainedModel = factory.from_config(config, attn_implementation=attention_of(section))
         return model
     return load_weights(factory, section.source, config, attention_of(section))
+
+
+def model_factory(next_sentence: bool) -> Any:
+    """Return the Auto class: with the next-sentence head, or with the masked-language head alone."""
+    return AutoModelForPreTraining if next_sentence else AutoModelForMaskedLM
 
 
 def load_weights(
@@ -156,7 +161,7 @@ def empty_model(config: PretrainedConfig, next_sentence: bool) -> PreTrainedMode
     Raises:
         UserError: the architecture's sizes do not fit each other.
     """
-    factory: Any = AutoModelForPreTraining if next_sentence else AutoModelForMaskedLM
+    factory = model_factory(next_sentence)
     try:
         with torch.device("meta"):
             model: PreTrainedModel = factory.from_config(copy.deepcopy(config))

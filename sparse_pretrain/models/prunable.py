@@ -30,11 +30,8 @@ def prunable_weights(
     excluded = [_compile(pattern) for pattern in exclude]
     parameters = dict(model.named_parameters())
     if included:
-        names = [name for name in parameters if any(pattern.search(name) for pattern in included)]
-        # At ZeRO-3 the local tensor is a flat shard; the shape to ask is the whole parameter's.
-        names = [
-            name for name in names if len(getattr(parameters[name], "ds_shape", parameters[name].shape)) == 2
-        ]
+        matrices = [name for name, parameter in parameters.items() if parameter.ndim == 2]
+        names = [name for name in matrices if any(pattern.search(name) for pattern in included)]
     else:
         names = [name for name in encoder_linear_weights(model) if name in parameters]
     chosen = {

@@ -11,7 +11,6 @@ from sparse_pretrain.data.loader import Slice, TrainingLoader, evaluation_batche
 from sparse_pretrain.data.order import key_of
 from sparse_pretrain.models.loading import build_model
 from sparse_pretrain.models.pretraining import Predictions, PretrainingModel, arguments
-from sparse_pretrain.models.prunable import prunable_weights
 from sparse_pretrain.pruning.masks import MaskSet
 from sparse_pretrain.pruning.pruner import Pruner
 from sparse_pretrain.training.callback import Callback
@@ -61,17 +60,13 @@ def build_trainer(
     torch.manual_seed(recipe.seed)
     student = build_model(inputs.config, recipe.model, inputs.next_sentence)
     inputs.config.architectures = [type(student).__name__]
-    weights = (
-        prunable_weights(student, recipe.pruning.include, recipe.pruning.exclude) if recipe.pruning else {}
-    )
-    shapes = {name: weight.shape for name, weight in weights.items()}
     engine = Engine(PretrainingModel(student), recipe.optimizer, settings)
     teacher = build_teacher(recipe, inputs, world, precision)
     # … dropout must not.
     torch.manual_seed(key_of("dropout", recipe.seed, world.rank) % 2**63)
     pruner = None
     if recipe.pruning is not None:
-        masks = MaskSet.dense(shapes, device=world.device)
+        masks = MaskSet.dense(inputs.prunable, device=world.device)
         engine.mask_gradients(masks)
         pruner = Pruner(recipe.pruning, masks, engine)
     loader = TrainingLoader(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from sparse_pretrain.config.model import Attention, ModelSection
@@ -18,7 +19,7 @@ from sparse_pretrain.models.prunable import prunable_weights
 
 @dataclass(frozen=True)
 class Inputs:
-    """Data, tokenizer and architectures of a run."""
+    """Data, tokenizer and architectures of a run; `prunable` are the shapes of the weights to prune."""
 
     train: PreparedSplit
     validation: PreparedSplit
@@ -27,6 +28,7 @@ class Inputs:
     config: PretrainedConfig
     teacher_config: PretrainedConfig | None
     next_sentence: bool
+    prunable: dict[str, torch.Size]
 
 
 def open_inputs(recipe: TrainRecipe) -> Inputs:
@@ -52,9 +54,11 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     table = TokenTable.of(tokenizer, manifest.special_tokens, manifest.vocabulary_size)
     next_sentence = train.has_pairs and supports_next_sentence(config)
     student = empty_model(config, next_sentence)
-    if recipe.pruning is not None:
-        prunable_weights(student, recipe.pruning.include, recipe.pruning.exclude)
-    return Inputs(train, validation, tokenizer, table, config, teacher_config, next_sentence)
+    weights = (
+        prunable_weights(student, recipe.pruning.include, recipe.pruning.exclude) if recipe.pruning else {}
+    )
+    prunable = {name: weight.shape for name, weight in weights.items()}
+    return Inputs(train, validation, tokenizer, table, config, teacher_config, next_sentence, prunable)
 
 
 def open_tokenizer(folder: Path, vocabulary_size: int) -> PreTrainedTokenizerBase:
