@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 
 from sparse_pretrain.config.base import Section
 from sparse_pretrain.config.model import DataSection, MaskingSection, ModelSection
-from sparse_pretrain.config.pruning import DistillationSection, PruningSection
+from sparse_pretrain.config.distillation import DistillationSection
+from sparse_pretrain.config.pruning import PruningSection
 from sparse_pretrain.config.training import (
     BatchSection,
     CheckpointSection,

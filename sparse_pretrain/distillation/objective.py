@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_pretrain.config.pruning import DistillationSection
+from sparse_pretrain.config.distillation import DistillationSection
 from sparse_pretrain.data.batch import Batch, Counts
 from sparse_pretrain.distillation.losses import distillation_loss, masked_language_loss, next_sentence_loss
 from sparse_pretrain.models.pretraining import Predictions

@@ -1,12 +1,13 @@
 """What the loop tells whoever listens."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from sparse_pretrain.pruning.masks import MaskSet
-from sparse_pretrain.pruning.pruner import MaskUpdate
+from sparse_pretrain.pruning.update import MaskUpdate
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,13 @@ class StepReport:
         sparsity: share of zeros over all prunable weights, after this step; None without pruning.
         real_tokens: non-padding tokens of the global batch.
         seconds: wall-clock time of the step.
-        applied: False when the engine skipped the update (fp16 overflow).
+        applied: False when the update was skipped on all ranks: a gradient or the loss was not a number.
+        skipped: updates skipped so far in this run, this one included.
+        kd_parts: unweighted means of what `kd_loss` is made of ("logits", "hidden", "attention",
+            "embeddings"); empty without a teacher.
+        temperature: of the logits' distillation at this step; None without a teacher.
+        teacher_agreement: share of the predicted (masked) positions where student and teacher name the
+            same token first; None without a teacher and on steps where it was not measured.
     """
 
     step: int
@@ -36,6 +43,10 @@ class StepReport:
     real_tokens: float
     seconds: float
     applied: bool
+    skipped: int = 0
+    kd_parts: Mapping[str, float] = field(default_factory=dict)
+    temperature: float | None = None
+    teacher_agreement: float | None = None
 
 
 class Callback:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparse_pretrain.config.pruning import DistillationSection
+from sparse_pretrain.config.distillation import DistillationSection
 from sparse_pretrain.data.batch import Batch, Counts
 from sparse_pretrain.data.masking import IGNORED
 from sparse_pretrain.distillation.losses import CPU_BLOCK_VALUES, distillation_loss, masked_language_loss
