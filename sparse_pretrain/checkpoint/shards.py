@@ -79,6 +79,10 @@ class FragmentReader:
                 self._pieces.setdefault(key, []).append((start, length, len(self._files)))
             self._files.append(file)
 
+    def has(self, kind: str, name: str) -> bool:
+        """Say whether any rank wrote fragments of this kind for a parameter."""
+        return f"{kind}/{name}" in self._pieces
+
     def read(self, kind: str, name: str, start: int, length: int) -> Tensor:
         """Return elements [start, start + length) of a flattened parameter, fp32.
 

@@ -14,6 +14,7 @@ from sparse_pretrain.config.training import (
     CheckpointSection,
     EngineSection,
     EvaluationSection,
+    GuardSection,
     LearningRateSection,
     LoggingSection,
     OptimizerSection,
@@ -40,6 +41,7 @@ class TrainRecipe(Section):
     engine: EngineSection = EngineSection()
     checkpoint: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection = EvaluationSection()
+    guard: GuardSection = GuardSection()
     logging: LoggingSection = LoggingSection()
 
     @property

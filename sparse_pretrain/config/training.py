@@ -53,6 +53,14 @@ class CheckpointSection(Section):
     resume: bool = Field(True, description="continue from the newest complete checkpoint in the run folder")
 
 
+class GuardSection(Section):
+    """When to give up. An update with a NaN or infinite gradient is skipped on all ranks, and counted."""
+
+    skipped_in_a_row: int = Field(
+        20, ge=1, description="stop after so many steps in a row without a usable update"
+    )
+
+
 class EvaluationSection(Section):
     """Masked-token loss and accuracy on held-out rows."""
 

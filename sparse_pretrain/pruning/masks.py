@@ -1,13 +1,13 @@
-"""The one piece of state of pruning: a boolean mask per prunable weight, True where the weight is kept."""
+"""The one piece of state of pruning: a mask per prunable weight, True where the weight is kept."""
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import atomic_path
+from sparse_pretrain.pruning.bits import count_true, multiply, multiply_packed, pack_bits, unpack_bits
 
 MASK_FILE = "masks.safetensors"
 
@@ -29,17 +30,23 @@ class Flips(NamedTuple):
 class MaskSet(Mapping[str, Tensor]):
     """Masks by parameter name: bool tensors of the weights' shapes, True = kept.
 
-    Identical on every rank; `digest` is what ranks compare. On disk: one bit a weight.
+    Identical on every rank; `digest` is what ranks compare. In memory one byte a weight, or one bit
+    with `packed`; on disk always one bit.
     """
 
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
-        self._masks = {name: masks[name].to(torch.bool) for name in sorted(masks)}
+    def __init__(self, masks: Mapping[str, Tensor], packed: bool = False) -> None:
+        self.packed = packed
+        self.shapes = {name: masks[name].shape for name in sorted(masks)}
+        self._stored = {name: self._store(masks[name].to(torch.bool)) for name in self.shapes}
+        self._kept = {name: count_true(masks[name].to(torch.bool)) for name in self.shapes}
 
     @classmethod
-    def dense(cls, shapes: Mapping[str, torch.Size], device: torch.device | str = "cpu") -> "MaskSet":
+    def dense(
+        cls, shapes: Mapping[str, torch.Size], device: torch.device | str = "cpu", packed: bool = False
+    ) -> "MaskSet":
         """Return masks that keep every weight."""
         masks = {name: torch.ones(shape, dtype=torch.bool, device=device) for name, shape in shapes.items()}
-        return cls(masks)
+        return cls(masks, packed)
 
     @classmethod
     def from_zeros(cls, weights: Mapping[str, Tensor]) -> "MaskSet":
@@ -47,47 +54,89 @@ class MaskSet(Mapping[str, Tensor]):
         return cls({name: weight.detach() != 0 for name, weight in weights.items()})
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._masks[name]
+        """Return one mask; a fresh tensor when masks are packed."""
+        stored = self._stored[name]
+        if not self.packed:
+            return stored
+        shape = self.shapes[name]
+        return unpack_bits(stored, shape.numel()).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._masks)
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._masks)
+        return len(self._stored)
+
+    def _store(self, mask: Tensor) -> Tensor:
+        return pack_bits(mask) if self.packed else mask.contiguous()
+
+    def multiply(self, name: str, values: Tensor, start: int = 0) -> None:
+        """Set pruned weights among `values` to zero, in place.
+
+        Args:
+            name: the weight.
+            values: its elements from `start` on (flattened row-major), any float type and shape.
+            start: index of the first.
+        """
+        stored = self._stored[name]
+        if self.packed:
+            multiply_packed(values, stored, start)
+        else:
+            multiply(values, stored.view(-1)[start : start + values.numel()])
+
+    def part(self, name: str, start: int, length: int) -> Tensor:
+        """Return elements [start, start + length) of a flattened mask, bool."""
+        stored = self._stored[name]
+        if self.packed:
+            return unpack_bits(stored, length, start)
+        return stored.view(-1)[start : start + length]
 
     def replace(self, name: str, mask: Tensor) -> Flips:
-        """Put `mask` in place of the mask of `name`, in place so that gradient hooks see it."""
-        current = self._masks[name]
+        """Put `mask` in place of the mask of `name`.
+
+        Raises:
+            ValueError: it has another shape.
+        """
+        current = self[name]
         if mask.shape != current.shape:
             raise ValueError(f"mask of {name}: shape {tuple(mask.shape)}, not {tuple(current.shape)}")
-        pruned = int((current & ~mask).sum())
-        regrown = int((~current & mask).sum())
-        current.copy_(mask)
-        return Flips(pruned, regrown)
+        before, after = self._kept[name], count_true(mask)
+        both = count_true(current & mask)
+        self._kept[name] = after
+        if self.packed:
+            self._stored[name] = pack_bits(mask)
+        else:
+            current.copy_(mask)
+        return Flips(pruned=before - both, regrown=after - both)
 
     def sparsity(self, name: str) -> float:
         """Return the share of pruned weights in one mask, in [0, 1]."""
-        mask = self._masks[name]
-        return 1.0 - int(mask.sum()) / mask.numel()
+        return 1.0 - self._kept[name] / self.shapes[name].numel()
 
     def total_sparsity(self) -> float:
         """Return the share of pruned weights over all masks, in [0, 1]; 0 when there are none."""
-        total = sum(mask.numel() for mask in self._masks.values())
-        kept = sum(int(mask.sum()) for mask in self._masks.values())
-        return 1.0 - kept / total if total else 0.0
+        total = sum(shape.numel() for shape in self.shapes.values())
+        return 1.0 - sum(self._kept.values()) / total if total else 0.0
 
     def digest(self) -> str:
         """Return a SHA-256 over names, shapes and bits: equal exactly when the masks are equal."""
         digest = hashlib.sha256()
-        for name, mask in self._masks.items():
-            digest.update(json.dumps([name, list(mask.shape)]).encode())
-            digest.update(pack_bits(mask).numpy().tobytes())
+        for name, stored in self._stored.items():
+            digest.update(json.dumps([name, list(self.shapes[name])]).encode())
+            digest.update((stored if self.packed else pack_bits(stored)).cpu().numpy())
         return digest.hexdigest()
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the masks take on the device."""
+        return sum(stored.numel() * stored.element_size() for stored in self._stored.values())
 
     def save(self, path: Path) -> None:
         """Write the masks at one bit a weight, atomically (safetensors; shapes in the metadata)."""
-        packed = {name: pack_bits(mask) for name, mask in self._masks.items()}
-        shapes = {name: list(mask.shape) for name, mask in self._masks.items()}
+        packed = {
+            name: (stored if self.packed else pack_bits(stored)).cpu() for name, stored in self._stored.items()
+        }
+        shapes = {name: list(shape) for name, shape in self.shapes.items()}
         with atomic_path(path) as temporary:
             save_file(packed, temporary, metadata={"format": "mask-bits-1", "shapes": json.dumps(shapes)})
 
@@ -104,28 +153,15 @@ class MaskSet(Mapping[str, Tensor]):
                 if metadata.get("format") != "mask-bits-1":
                     raise UserError(f"{path}: not a mask file (no mask-bits-1 in its metadata)")
                 shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
-                return cls(
-                    {name: unpack_bits(file.get_tensor(name), shape) for name, shape in shapes.items()}
-                )
+                return cls({name: _unpack(file.get_tensor(name), shape) for name, shape in shapes.items()})
         except FileNotFoundError:
             raise UserError(f"{path}: no such mask file") from None
         except (SafetensorError, ValueError, KeyError) as error:
             raise UserError(f"{path}: broken mask file ({error})") from None
 
 
-def pack_bits(mask: Tensor) -> Tensor:
-    """Pack a bool tensor, row-major, into uint8: bit i of byte j is element 8 j + i."""
-    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1), bitorder="little"))
-
-
-def unpack_bits(packed: Tensor, shape: list[int]) -> Tensor:
-    """Undo `pack_bits`.
-
-    Raises:
-        ValueError: `packed` has another number of bytes than `shape` needs.
-    """
-    count = int(np.prod(shape, dtype=np.int64))
+def _unpack(packed: Tensor, shape: list[int]) -> Tensor:
+    count = math.prod(shape)
     if packed.numel() != -(-count // 8):
         raise ValueError(f"{packed.numel()} bytes of mask for {count} weights")
-    bits = np.unpackbits(packed.numpy(), count=count, bitorder="little")
-    return torch.from_numpy(bits).to(torch.bool).reshape(shape)
+    return unpack_bits(packed, count).reshape(shape)

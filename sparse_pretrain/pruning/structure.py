@@ -41,6 +41,11 @@ class GroupScores:
 class Structure(Protocol):
     """Pure: knows shapes, never communicates. One rank holds all scores of one weight at a time."""
 
+    @property
+    def groups_are_weights(self) -> bool:
+        """Whether every group is a single weight (nothing is pooled)."""
+        ...
+
     def units(self, shapes: Mapping[str, torch.Size]) -> Sequence[Unit]:
         """Cut weights of these shapes into units, in the model's order.
 

@@ -11,8 +11,9 @@ from sparse_pretrain.data.loader import Slice, TrainingLoader, evaluation_batche
 from sparse_pretrain.data.order import key_of
 from sparse_pretrain.models.loading import build_model
 from sparse_pretrain.models.pretraining import Predictions, PretrainingModel, arguments
-from sparse_pretrain.pruning.masks import MaskSet
 from sparse_pretrain.pruning.pruner import Pruner
+from sparse_pretrain.pruning.scorers.build import build_scorer
+from sparse_pretrain.pruning.structures.build import build_structure
 from sparse_pretrain.training.callback import Callback
 from sparse_pretrain.training.deepspeed_config import deepspeed_config
 from sparse_pretrain.training.engine import Engine, ShardedTeacher
@@ -46,6 +47,17 @@ def build_teacher(recipe: TrainRecipe, inputs: Inputs, world: World, precision: 
     return ReplicatedTeacher(model, world.device, precision)
 
 
+def build_pruner(recipe: TrainRecipe, inputs: Inputs, engine: Engine) -> Pruner | None:
+    """Build the pruner that the recipe describes, with dense masks; None when it does not prune."""
+    if recipe.pruning is None:
+        return None
+    structure = build_structure(recipe.pruning.structure, inputs.coupled)
+    scorer = build_scorer(recipe.pruning.scorer)
+    return Pruner(
+        recipe.pruning, inputs.prunable, engine, structure, scorer, recipe.optimizer.weight_decay
+    )
+
+
 def build_trainer(
     recipe: TrainRecipe, inputs: Inputs, world: World, precision: Resolved, callbacks: Sequence[Callback]
 ) -> tuple[Trainer, Snapshots]:
@@ -64,11 +76,7 @@ def build_trainer(
     teacher = build_teacher(recipe, inputs, world, precision)
     # … dropout must not.
     torch.manual_seed(key_of("dropout", recipe.seed, world.rank) % 2**63)
-    pruner = None
-    if recipe.pruning is not None:
-        masks = MaskSet.dense(inputs.prunable, device=world.device)
-        engine.mask_gradients(masks)
-        pruner = Pruner(recipe.pruning, masks, engine)
+    pruner = build_pruner(recipe, inputs, engine)
     loader = TrainingLoader(
         inputs.train, part, recipe.masking, inputs.table, recipe.seed, every_real_position=teacher is not None
     )

@@ -22,8 +22,9 @@ from sparse_pretrain.config.training import OptimizerSection
 from sparse_pretrain.data.batch import Batch
 from sparse_pretrain.models.pretraining import Predictions, PretrainingModel, arguments
 from sparse_pretrain.pruning.masks import MaskSet
+from sparse_pretrain.pruning.ranks import ProcessGroupRanks
+from sparse_pretrain.pruning.scorer import Part
 from sparse_pretrain.training.precision import Resolved
-from sparse_pretrain.training.world import gather_objects
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -48,7 +49,7 @@ class Fragment:
 class Engine:
     """A student under DeepSpeed: forward, backward, step, and access to its partitioned weights.
 
-    Implements `pruning.pruner.WeightAccess`. Parameter names are Hugging Face's own.
+    Implements `pruning.weights.WeightAccess`. Parameter names are Hugging Face's own.
     """
 
     def __init__(self, model: PretrainingModel, section: OptimizerSection, config: dict[str, Any]) -> None:
@@ -62,7 +63,13 @@ class Engine:
                 model=model, optimizer=self._adam, config=config, dist_init_required=False
             )
         self.device: torch.device = self._deepspeed.device
+        self.ranks = ProcessGroupRanks()
         self._micro_batches = int(config["gradient_accumulation_steps"])
+        # ZeRO-3 keeps gradients by group and place; at the other stages the parameter knows its place.
+        groups = self._zero.fp16_groups if self.stage == 3 else []
+        self._place_in_group = {
+            parameter.ds_id: place for group in groups for place, parameter in enumerate(group)
+        }
         self._restore_masters(originals)
 
     # --- the training step ---------------------------------------------------------------------
@@ -78,17 +85,19 @@ class Engine:
         counts and must be summed, so its division is undone here, once.
         """
         self._deepspeed.backward(share * float(dist.get_world_size() * self._micro_batches))
+        if not self._deepspeed.is_gradient_accumulation_boundary():
+            # Only counts the micro-batch.
+            self._deepspeed.step()
 
     def step(self) -> bool:
-        """End a micro-batch; at the last one of a step, update the weights.
+        """Update the weights; called once, after the last micro-batch's backward.
 
         Returns:
-            True when weights were updated, False while accumulating or when DeepSpeed skipped the
-            update (fp16 overflow).
+            False when the update was skipped, on all ranks: a gradient was NaN or infinite somewhere (fp16:
+            beyond the loss scale, which shrinks).
         """
-        boundary = self._deepspeed.is_gradient_accumulation_boundary()
         self._deepspeed.step()
-        return bool(boundary and self._deepspeed.was_step_applied())
+        return bool(self._deepspeed.was_step_applied())
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the coming optimizer step."""
@@ -109,43 +118,60 @@ class Engine:
         finally:
             self._deepspeed.train()
 
-    # --- masks ---------------------------------------------------------------------------------
+    # --- what pruning asks for (pruning.weights.WeightAccess) ---------------------------------------
 
-    def mask_gradients(self, masks: MaskSet) -> None:
-        """Hook every masked weight so that pruned weights get no gradient (before clipping sees it).
+    def part(self, name: str) -> Part | None:
+        """Return this rank's part of a weight's fp32 master; None when it has none."""
+        fragment = self.fragment(name)
+        return Part(name, fragment.start, fragment.master) if fragment.length else None
 
-        The hooks hold the mask tensors themselves, which later updates change in place.
+    def gradient(self, name: str) -> Tensor | None:
+        """Return this rank's part of a reduced gradient, flat, before clipping; None when it has none.
+
+        A view of what the coming `step` reads: valid after the last micro-batch's backward only.
         """
-        for name, mask in masks.items():
-            self.parameters[name].register_hook(lambda gradient, mask=mask: gradient * mask)
+        fragment = self.fragment(name)
+        if not fragment.length:
+            return None
+        parameter: Any = self.parameters[name]
+        if self.stage == 3:
+            group, offset, _ = self._zero.grad_position[parameter.ds_id]
+            gradients = self._zero.averaged_gradients[group]
+            return gradients[self._place_in_group[parameter.ds_id]].view(-1)[: fragment.length]  # type: ignore[no-any-return]
+        mapping = parameter._hp_mapping
+        gradients = self._zero.averaged_gradients[mapping.param_group_index]
+        flat = getattr(gradients, "flat_partition", None)
+        if flat is not None:
+            return flat.narrow(0, mapping.get_hp_fragment_address().start, fragment.length)  # type: ignore[no-any-return]
+        return gradients[parameter._index_in_param_group].view(-1)  # type: ignore[no-any-return]
+
+    def working(self, name: str) -> tuple[int, Tensor]:
+        """Return what this rank holds of the copy that forward uses: index of its first element, flat view."""
+        parameter: Any = self.parameters[name]
+        if self.stage < 3 or is_whole(parameter):
+            return 0, parameter.data.view(-1)
+        fragment = self.fragment(name)
+        return fragment.start, parameter.ds_tensor.data.view(-1)[: fragment.length]
 
     def mask_working_copies(self, masks: MaskSet) -> None:
-        """Multiply the copies that forward uses by their masks, in place."""
-        for name, mask in masks.items():
+        """Set pruned weights of the copies that forward uses to zero, in place."""
+        for name in masks:
             parameter = self.parameters[name]
             if self.stage == 3:
-                self._mask_shard(name, mask)
+                fragment = self.fragment(name)
+                shard = parameter.ds_tensor.data[: fragment.length]  # type: ignore[attr-defined]
+                masks.multiply(name, shard, fragment.start)
             if self.stage < 3 or is_whole(parameter):
                 # Persistent small parameters keep a whole copy beside their shard (ZeRO-3): mask both,
                 # or the next forward uses the stale one.
-                parameter.data.mul_(mask)
-
-    def _mask_shard(self, name: str, mask: Tensor) -> None:
-        fragment = self.fragment(name)
-        flat = mask.reshape(-1)[fragment.start : fragment.start + fragment.length]
-        self.parameters[name].ds_tensor.data[: fragment.length].mul_(flat)  # type: ignore[attr-defined]
+                masks.multiply(name, parameter.data)
 
     def zero_pruned(self, masks: MaskSet) -> None:
         """Set master and moments of pruned weights to zero, in place."""
-        for name, mask in masks.items():
+        for name in masks:
             fragment = self.fragment(name)
-            flat = mask.reshape(-1)[fragment.start : fragment.start + fragment.length]
             for tensor in (fragment.master, *fragment.moments.values()):
-                tensor.mul_(flat)
-
-    def agree(self, digest: str) -> bool:
-        """Say whether all ranks hold the same digest."""
-        return len(set(gather_objects(digest))) == 1
+                masks.multiply(name, tensor, fragment.start)
 
     # --- partitioned state -----------------------------------------------------------------------
 

@@ -12,9 +12,13 @@ from sparse_pretrain.checkpoint.store import MODEL, STATE, WEIGHTS, save_checkpo
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import read_json, write_json
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
+from sparse_pretrain.pruning.pruner import Pruner
 from sparse_pretrain.training.engine import MOMENTS, Engine
 from sparse_pretrain.training.provenance import versions
 from sparse_pretrain.training.trainer import Trainer
+
+# Kinds of fragments that hold a scorer's memory begin with this: they cannot be taken for weights.
+SCORER = "scorer."
 
 
 class Snapshots:
@@ -27,13 +31,19 @@ class Snapshots:
         self._config = config
 
     def save(self, trainer: Trainer) -> None:
-        """Write a checkpoint of the trainer's present step together with all ranks."""
+        """Write a checkpoint of the trainer's present step together with all ranks.
+
+        Raises:
+            MaskViolation: a weight does not obey its mask; nothing is written.
+        """
+        if trainer.pruner is not None:
+            trainer.pruner.verify()
         folder = save_checkpoint(
             self._checkpoints,
             trainer.step,
             trainer.world,
             write_shard=lambda path: write_rank(
-                path, pieces(trainer.engine), trainer.engine.shapes, random_states(trainer.world.device)
+                path, pieces(trainer), trainer.engine.shapes, random_states(trainer.world.device)
             ),
             write_shared=lambda path: self._write_shared(trainer, path),
             keep_last=trainer.recipe.checkpoint.keep_last,
@@ -56,6 +66,7 @@ class Snapshots:
                 "loader": trainer.loader.state_dict(),
                 "pruner": pruner.state_dict() if pruner is not None else None,
                 "teacher": self._teacher_identity,
+                "skipped": trainer.guard.skipped,
                 "metrics": trainer.metrics,
                 "recipe": trainer.recipe.model_dump(mode="json"),
                 "versions": versions(),
@@ -87,20 +98,26 @@ class Snapshots:
         if trainer.pruner is not None:
             try:
                 trainer.pruner.load_state_dict(state["pruner"], MaskSet.load(folder / MASK_FILE))
-            except ValueError as error:
-                raise UserError(f"{folder}: {error}") from None
+            except (ValueError, KeyError) as error:
+                raise UserError(f"{folder}: pruning state: {error}") from None
+            restore_scorer(trainer.pruner, trainer.engine, reader)
             trainer.engine.mask_working_copies(trainer.pruner.masks)
         restore_random_states(reader, trainer.world.rank, trainer.world.size == state["world_size"])
         trainer.metrics = state["metrics"]
+        trainer.guard.skipped = int(state.get("skipped", 0))
+        trainer.last_checkpoint = folder
         trainer.step = int(state["step"])
 
 
-def pieces(engine: Engine) -> Iterator[tuple[str, str, int, Tensor]]:
-    """Yield this rank's fragments as `write_rank` takes them."""
-    for name, fragment in engine.fragments():
+def pieces(trainer: Trainer) -> Iterator[tuple[str, str, int, Tensor]]:
+    """Yield this rank's fragments as `write_rank` takes them: masters, moments, the scorer's memory."""
+    for name, fragment in trainer.engine.fragments():
         yield MASTER, name, fragment.start, fragment.master
         for kind, moment in fragment.moments.items():
             yield kind, name, fragment.start, moment
+    if trainer.pruner is not None:
+        for kind, name, start, tensor in trainer.pruner.scorer.tensors():
+            yield SCORER + kind, name, start, tensor
 
 
 def check_same_model(engine: Engine, reader: FragmentReader, folder: Path) -> None:
@@ -126,6 +143,16 @@ def restore_weights(engine: Engine, reader: FragmentReader, optimizer_steps: int
             fragment.moments[kind].copy_(reader.read(kind, name, fragment.start, fragment.length))
     for name in engine.shapes:
         engine.load_working_copy(name, reader.whole(MASTER, name))
+
+
+def restore_scorer(pruner: Pruner, engine: Engine, reader: FragmentReader) -> None:
+    """Give the scorer back what it remembered, cut for this rank's parts."""
+    for kind in pruner.scorer.kinds():
+        for name in pruner.masks:
+            part = engine.part(name)
+            if part is not None and reader.has(SCORER + kind, name):
+                values = reader.read(SCORER + kind, name, part.start, part.master.numel())
+                pruner.scorer.load_tensor(kind, part, values.to(engine.device))
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:

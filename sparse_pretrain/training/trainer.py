@@ -12,10 +12,12 @@ from sparse_pretrain.data.batch import Batch, Counts
 from sparse_pretrain.data.loader import TrainingLoader
 from sparse_pretrain.distillation.objective import Losses, Objective
 from sparse_pretrain.models.pretraining import Predictions
-from sparse_pretrain.pruning.pruner import MaskUpdate, Pruner
+from sparse_pretrain.pruning.pruner import Pruner
+from sparse_pretrain.pruning.update import MaskUpdate
 from sparse_pretrain.training.callback import Callback, StepReport
 from sparse_pretrain.training.engine import Engine
 from sparse_pretrain.training.evaluation import evaluate
+from sparse_pretrain.training.guard import Guard
 from sparse_pretrain.training.learning_rate import learning_rate_at
 from sparse_pretrain.training.signals import StopFlag
 from sparse_pretrain.training.world import World
@@ -56,6 +58,8 @@ class Trainer:
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.stop = StopFlag()
+        self.guard = Guard(recipe.guard.skipped_in_a_row)
+        self.last_checkpoint: Path | None = None
         self._objective = Objective(recipe.distillation)
         self._validation = validation
         self._callbacks = callbacks if world.is_first else ()
@@ -70,7 +74,8 @@ class Trainer:
             True when the run is finished, False when it stopped early (a checkpoint was saved).
 
         Raises:
-            FloatingPointError: the loss is no longer a number.
+            TrainingDivergedError: too many steps in a row had no usable update.
+            MaskViolation: a weight does not obey its mask.
         """
         recipe = self.recipe
         self._tell(lambda listener: listener.on_start(self.step, recipe.steps))
@@ -101,18 +106,20 @@ class Trainer:
         learning_rate = learning_rate_at(self.step, self.recipe)
         self.engine.set_learning_rate(learning_rate)
         shares: list[Losses] = []
-        applied = False
         for batch in (batch.to(self.world.device) for batch in batches):
             teacher = self.teacher(batch) if self.teacher is not None else None
             student = self.engine(batch)
             losses = self._objective(student, teacher, batch, totals)
             self.engine.backward(losses.total)
-            applied = self.engine.step()
             shares.append(Losses(*(loss.detach() for loss in losses)))
+        if self.pruner is not None:
+            self.pruner.before_step()
+        applied = self.engine.step()
         self.step += 1
         if self.pruner is not None:
-            self._report_masks(self.pruner.after_step(self.step))
+            self._report_masks(self.pruner.after_step(self.step, learning_rate, applied))
         total, mlm, relation, follow, stop = self._global_losses(shares)
+        self.guard.check(self.step, total, applied, self.last_checkpoint)
         report = StepReport(
             step=self.step,
             loss=total,
@@ -125,11 +132,8 @@ class Trainer:
             real_tokens=totals.real,
             seconds=time.perf_counter() - started,
             applied=applied,
+            skipped=self.guard.skipped,
         )
-        if total != total:
-            raise FloatingPointError(
-                f"step {self.step}: the loss is not a number; see the last rows of metrics.jsonl"
-            )
         return report, stop > 0
 
     def evaluate(self) -> dict[str, float]:
@@ -139,7 +143,8 @@ class Trainer:
         return self.metrics
 
     def announce_checkpoint(self, folder: Path) -> None:
-        """Tell the listeners that a checkpoint was committed."""
+        """Remember a committed checkpoint, and tell the listeners."""
+        self.last_checkpoint = folder
         self._tell(lambda listener: listener.on_checkpoint(self.step, folder))
 
     def _global_counts(self, batches: Sequence[Batch]) -> Counts:

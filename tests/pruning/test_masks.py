@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.pruning.masks import MaskSet, pack_bits, unpack_bits
+from sparse_pretrain.pruning.bits import pack_bits, unpack_bits
+from sparse_pretrain.pruning.masks import MaskSet
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=100))
@@ -16,7 +17,7 @@ def test_packing_round_trips_at_one_bit_a_weight(bits: list[bool]) -> None:
     mask = torch.tensor(bits)
     packed = pack_bits(mask)
     assert packed.numel() == -(-len(bits) // 8)
-    assert unpack_bits(packed, [len(bits)]).tolist() == bits
+    assert unpack_bits(packed, len(bits)).tolist() == bits
 
 
 def test_save_and_load(tmp_path: Path) -> None:

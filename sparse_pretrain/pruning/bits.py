@@ -1,0 +1,80 @@
+"""Masks at one bit a weight, and the fast multiplication of values by a mask."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Values worked on at a time when a packed mask is applied: the unpacked bytes stay in a core's cache.
+BLOCK = 2**18
+INTEGERS = {4: torch.int32, 2: torch.int16}
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Pack a bool tensor, row-major, into uint8 [ceil(n / 8)]: bit i of byte j is element 8 j + i."""
+    flat = mask.reshape(-1)
+    if flat.device.type == "cpu":
+        return torch.from_numpy(np.packbits(flat.numpy(), bitorder="little"))
+    padded = flat.new_zeros(-(-flat.numel() // 8) * 8)
+    padded[: flat.numel()] = flat
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=flat.device)
+    return (padded.view(-1, 8) * weights).sum(dim=1, dtype=torch.uint8)
+
+
+def unpack_bits(packed: Tensor, count: int, first: int = 0) -> Tensor:
+    """Return elements [first, first + count) of a packed mask as bool [count].
+
+    Raises:
+        ValueError: `packed` has fewer bytes than that needs.
+    """
+    begin, end = first // 8, -(-(first + count) // 8)
+    if packed.numel() < end:
+        raise ValueError(f"{packed.numel()} bytes of mask for {first + count} weights")
+    part = packed[begin:end]
+    skip = first - 8 * begin
+    if part.device.type == "cpu":
+        bits = np.unpackbits(part.numpy(), count=skip + count, bitorder="little")
+        return torch.from_numpy(bits[skip:]).view(torch.bool)
+    places = torch.arange(8, dtype=torch.uint8, device=part.device)
+    return ((part.unsqueeze(1) >> places) & 1).view(-1)[skip : skip + count].to(torch.bool)
+
+
+def count_true(mask: Tensor) -> int:
+    """Return the number of True elements (numpy counts bools forty times faster than torch's CPU sum)."""
+    if mask.device.type == "cpu":
+        return int(np.count_nonzero(mask.numpy()))
+    return int(torch.count_nonzero(mask))
+
+
+def multiply(values: Tensor, mask: Tensor) -> None:
+    """Set `values` to zero where `mask` is False, in place.
+
+    Args:
+        values: float, any shape; a view is fine.
+        mask: bool, as many elements.
+
+    A CPU multiplies the bit patterns by 0 or 1 as integers: six to ten times faster than torch's
+    float x bool (measured, 42 M values on one core: float32 19 against 115 ms, bfloat16 11 against
+    106 ms). Unlike a float product it also turns NaN into 0 where the mask is False.
+    """
+    if values.device.type != "cpu" or not values.is_contiguous() or values.element_size() not in INTEGERS:
+        values.mul_(mask.reshape(values.shape))
+        return
+    array = _as_integers(values)
+    np.multiply(array, mask.reshape(-1).numpy().view(np.int8), out=array, casting="unsafe")
+
+
+def multiply_packed(values: Tensor, packed: Tensor, first: int = 0) -> None:
+    """Do what `multiply` does by a packed mask, from its element `first` on."""
+    if values.device.type != "cpu" or not values.is_contiguous() or values.element_size() not in INTEGERS:
+        values.mul_(unpack_bits(packed, values.numel(), first).reshape(values.shape))
+        return
+    flat = values.view(-1)
+    for begin in range(0, flat.numel(), BLOCK):
+        block = flat[begin : begin + BLOCK]
+        multiply(block, unpack_bits(packed, block.numel(), first + begin))
+
+
+def _as_integers(values: Tensor) -> "np.ndarray[Any, np.dtype[Any]]":
+    return values.detach().view(-1).view(INTEGERS[values.element_size()]).numpy()
