@@ -231,6 +231,12 @@ class PruningSection(Section):
             raise ValueError("table: sparsities must rise with the steps and end at target_sparsity")
         if steps[0] < self.begin:
             raise ValueError(f"table: step {steps[0]} lies before begin = {self.begin}")
+        if values[0] < self.initial_sparsity:
+            raise ValueError(
+                f"table: {values[0]:g} at step {steps[0]} lies below initial_sparsity = {self.initial_sparsity:g}"
+            )
+        if steps[-1] != self.ramp_end:
+            raise ValueError(f"ramp_end: leave it out, the table's last step is {steps[-1]}")
         return self
 
     @model_validator(mode="after")

@@ -6,8 +6,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from sparse_pretrain.config.base import Section
-from sparse_pretrain.config.model import DataSection, MaskingSection, ModelSection
 from sparse_pretrain.config.distillation import DistillationSection
+from sparse_pretrain.config.model import DataSection, MaskingSection, ModelSection
 from sparse_pretrain.config.pruning import PruningSection
 from sparse_pretrain.config.training import (
     BatchSection,
@@ -54,14 +54,32 @@ class TrainRecipe(Section):
         if self.pruning is not None and self.pruning.end > self.steps:
             raise ValueError(f"pruning.end = {self.pruning.end} lies beyond steps = {self.steps}")
         if self.learning_rate.kind == "rewinding":
-            if self.pruning is None:
-                raise ValueError(
-                    "learning_rate.kind = rewinding needs a pruning section: it replays its ramp"
-                )
-            decay = self.steps - (self.pruning.ramp_end - self.pruning.begin)
-            if decay <= self.warmup_steps:
-                raise ValueError(
-                    f"learning_rate.kind = rewinding needs steps - ramp > warm-up, got {decay} <= "
-                    f"{self.warmup_steps}: shorten the ramp or the warm-up"
-                )
+            self._check_rewinding()
+        if self.learning_rate.kind == "cyclic":
+            self._check_cycle(self.learning_rate.cycle_steps or 0)
         return self
+
+    def _check_rewinding(self) -> None:
+        pruning = self.pruning
+        if pruning is None:
+            raise ValueError("learning_rate.kind = rewinding needs a pruning section: it replays its ramp")
+        if pruning.schedule in ("one_shot", "constant") or pruning.ramp_end == pruning.begin:
+            raise ValueError(
+                f"learning_rate.kind = rewinding replays the ramp, and pruning.schedule = {pruning.schedule} "
+                "has none: use linear, constant or cyclic, or a schedule that rises"
+            )
+        decay = self.steps - (pruning.ramp_end - pruning.begin)
+        if decay <= self.warmup_steps:
+            raise ValueError(
+                f"learning_rate.kind = rewinding needs steps - ramp > warm-up, got {decay} <= "
+                f"{self.warmup_steps}: shorten the ramp or the warm-up"
+            )
+
+    def _check_cycle(self, cycle: int) -> None:
+        if cycle > self.steps:
+            raise ValueError(f"learning_rate.cycle_steps = {cycle} lies beyond steps = {self.steps}")
+        if self.warmup_steps >= cycle:
+            raise ValueError(
+                f"learning_rate.cycle_steps = {cycle}: the warm-up of {self.warmup_steps} steps must end within "
+                "the first cycle; lower learning_rate.warmup"
+            )

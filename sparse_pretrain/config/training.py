@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sparse_pretrain.config.base import Section
 
@@ -32,8 +32,22 @@ class OptimizerSection(Section):
 class LearningRateSection(Section):
     """Shape of the learning rate over the run; `rewinding` follows the pruning schedule."""
 
-    kind: Literal["linear", "constant", "rewinding"] = "linear"
+    kind: Literal["linear", "constant", "rewinding", "cyclic"] = "linear"
     warmup: float = Field(0.01, ge=0, lt=1, description="share of all steps spent warming up")
+    cycle_steps: int | None = Field(
+        None, ge=2, description="kind=cyclic: steps from one peak to the next, counted from step 0"
+    )
+    final_factor: float = Field(
+        0.0, ge=0, lt=1, description="kind=cyclic: where a cycle falls to, as a factor of the peak"
+    )
+
+    @model_validator(mode="after")
+    def _cycle_fits(self) -> "LearningRateSection":
+        if self.kind == "cyclic" and self.cycle_steps is None:
+            raise ValueError("kind = cyclic needs cycle_steps, the steps from one peak to the next")
+        if self.kind != "cyclic" and (self.cycle_steps is not None or self.final_factor):
+            raise ValueError(f"cycle_steps and final_factor need kind = cyclic, not {self.kind}")
+        return self
 
 
 class EngineSection(Section):

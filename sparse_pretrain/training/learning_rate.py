@@ -48,13 +48,33 @@ def rewinding_factor(step: int, warmup: int, total: int, rewind: Rewind) -> floa
     return max(0.0, left / (decay - warmup))
 
 
+def cyclic_factor(step: int, warmup: int, cycle: int, final: float) -> float:
+    """Return the factor that falls linearly from 1 to `final` in every cycle, and then starts again at 1.
+
+    1 - (1 - final) (t mod cycle) / cycle, as oBERT's upstream pruning has it (Kurtic et al. 2022 and their
+    published recipe: 5e-4 to 5e-6 in every quarter epoch, a mask update at every peak). Cycles count from
+    step 0, so that peaks meet mask updates of the same frequency; a warm-up scales the start by t / warmup.
+
+    Args:
+        step: optimizer steps done so far.
+        warmup: steps of linear warm-up; 0: none.
+        cycle: steps from one peak to the next.
+        final: factor at the end of a cycle, in [0, 1).
+    """
+    factor = 1.0 - (1.0 - final) * (step % cycle) / cycle
+    return factor * step / warmup if step < warmup else factor
+
+
 def learning_rate_at(step: int, recipe: TrainRecipe) -> float:
     """Return the learning rate of the optimizer step that follows `step` finished ones."""
     peak, kind = recipe.optimizer.learning_rate, recipe.learning_rate.kind
     if kind == "rewinding" and recipe.pruning is not None:
-        section = recipe.pruning
-        rewind = Rewind(section.begin, section.ramp_end, section.frequency)
+        ramp = recipe.pruning
+        rewind = Rewind(ramp.begin, ramp.ramp_end, ramp.frequency)
         return peak * rewinding_factor(step, recipe.warmup_steps, recipe.steps, rewind)
+    if kind == "cyclic" and recipe.learning_rate.cycle_steps is not None:
+        cycle = recipe.learning_rate
+        return peak * cyclic_factor(step, recipe.warmup_steps, cycle.cycle_steps, cycle.final_factor)
     if kind == "linear":
         return peak * linear_factor(step, recipe.warmup_steps, recipe.steps)
     return peak * min(1.0, step / recipe.warmup_steps if recipe.warmup_steps else 1.0)

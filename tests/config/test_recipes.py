@@ -13,8 +13,10 @@ from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.shipped import shipped_folder, shipped_recipes
 from sparse_pretrain.training.deepspeed_config import deepspeed_config
+from sparse_pretrain.training.learning_rate import learning_rate_at
 
 TRAIN_RECIPES = [path.stem for path in shipped_recipes() if not path.stem.startswith(("data-", "finetune-"))]
+DATA_RECIPES = [path.stem for path in shipped_recipes() if path.stem.startswith("data-")]
 TINY = "train-tiny"
 
 
@@ -38,6 +40,53 @@ def test_the_papers_recipes_say_what_the_paper_says() -> None:
         assert (pruning.initial_sparsity, pruning.target_sparsity) == (0.0, sparsity)
         assert (distillation.mlm_weight, distillation.kd_weight, distillation.temperature) == (0.5, 0.5, 2.0)
         assert recipe.learning_rate.kind == "rewinding"
+
+
+@pytest.mark.parametrize(("name", "sparsity"), [("bert-base-90-global", 0.9), ("bert-base-97-global", 0.97)])
+def test_the_second_recipe_says_what_oberts_upstream_recipe_says(name: str, sparsity: float) -> None:
+    recipe = load_recipe(name, [], TrainRecipe)
+    assert recipe.pruning is not None
+    assert recipe.distillation is not None
+    pruning, distillation = recipe.pruning, recipe.distillation
+    epoch = recipe.steps // 3
+    # 3.3 billion words in rows of 512: the comment's arithmetic.
+    assert epoch == pytest.approx(3.3e9 * 1.30 * 0.95 / 510 / recipe.batch.global_size, rel=1e-3)
+    quarters = {"cycle": recipe.learning_rate.cycle_steps, "mask update": pruning.frequency}
+    assert quarters == {"cycle": epoch // 4, "mask update": epoch // 4}
+    assert (pruning.begin, pruning.ramp_end, pruning.last_update) == (0, 2.75 * epoch, 2.75 * epoch)
+    assert (pruning.schedule, pruning.allocation.kind, pruning.structure.kind) == (
+        "cubic",
+        "global",
+        "element",
+    )
+    assert (pruning.initial_sparsity, pruning.target_sparsity) == (0.7, sparsity)
+    assert (distillation.mlm_weight, distillation.kd_weight, distillation.temperature) == (0.0, 1.0, 5.5)
+    rates = [learning_rate_at(step, recipe) for step in (0, epoch // 4 - 1, epoch // 4, recipe.steps - 1)]
+    assert rates == pytest.approx([5e-4, 5e-6, 5e-4, 5e-6], abs=1e-7)
+
+
+def test_the_structured_recipes_keep_the_papers_steps() -> None:
+    paper = load_recipe("bert-base-85", [], TrainRecipe).pruning
+    assert paper is not None
+    for name, kind in (("bert-base-2-of-4", "n_of_m"), ("bert-base-block-4x1", "block")):
+        pruning = load_recipe(name, [], TrainRecipe).pruning
+        assert pruning is not None
+        assert pruning.structure.kind == kind
+        changed = {"structure": paper.structure, "target_sparsity": paper.target_sparsity}
+        assert pruning.model_copy(update=changed) == paper
+
+
+@pytest.mark.parametrize("name", DATA_RECIPES)
+def test_every_data_recipe_loads(name: str) -> None:
+    recipe = load_recipe(name, [], PrepareRecipe)
+    assert (recipe.format == "packed") == (name.endswith("-packed") or name == "data-demo")
+
+
+def test_recipes_train_on_data_that_a_shipped_recipe_prepares() -> None:
+    """A data path that no data recipe writes would send a reader looking."""
+    prepared = {load_recipe(name, [], PrepareRecipe).output for name in DATA_RECIPES}
+    wanted = {load_recipe(name, [], TrainRecipe).data.path for name in TRAIN_RECIPES}
+    assert wanted <= prepared
 
 
 def test_prunable_weights_of_bert_base() -> None:
@@ -85,6 +134,8 @@ WRONG = {
     "pruning.end=200": "pruning.end = 200 lies beyond steps = 10",
     "pruning.frequency=5": "would never be reached",
     "learning_rate.warmup=0.9": "shorten the ramp or the warm-up",
+    "learning_rate.kind=cyclic": "learning_rate: kind = cyclic needs cycle_steps",
+    "pruning.schedule=constant": "pruning.schedule = constant has none: use linear, constant or cyclic",
     "nonsense": "write it as key=value",
 }
 
