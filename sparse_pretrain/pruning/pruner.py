@@ -11,7 +11,13 @@ from sparse_pretrain.config.pruning import ElementStructure, PruningSection
 from sparse_pretrain.pruning.allocation import Scope, budget, most_that_may_go, scopes
 from sparse_pretrain.pruning.exchange import Extents, Piece, collect, exchange, owners
 from sparse_pretrain.pruning.masks import Flips, MaskSet
-from sparse_pretrain.pruning.schedule import Schedule
+from sparse_pretrain.pruning.schedule import (
+    Schedule,
+    is_update_step,
+    may_regrow,
+    target_sparsity,
+    weight_sparsity,
+)
 from sparse_pretrain.pruning.scorer import Part, Scorer
 from sparse_pretrain.pruning.selection import Segment, Selection, prune_lowest
 from sparse_pretrain.pruning.structure import GroupScores, Structure
@@ -111,11 +117,11 @@ class Pruner:
 
     def target_sparsity(self, step: int) -> float:
         """Return the share of zeros that the schedule asks for after `step` steps."""
-        return self.schedule.sparsity(step)
+        return target_sparsity(step, self.schedule)
 
     def is_update_step(self, step: int) -> bool:
         """Say whether masks are recomputed after `step` steps."""
-        return not self.frozen and self.schedule.is_update(step)
+        return not self.frozen and is_update_step(step, self.schedule)
 
     def verify(self) -> None:
         """Prove that weights obey the masks (collective).
@@ -128,11 +134,11 @@ class Pruner:
     # --- one update -----------------------------------------------------------------------------
 
     def _update(self, step: int) -> MaskUpdate:
-        regrowth = self.schedule.may_regrow(step)
+        regrowth = may_regrow(step, self.schedule)
         segments = self._segments(regrowth)
         if self.section.allocation.minimum_kept:
             segments = self._protect_floor(segments)
-        budgets = [budget(scope, self.schedule.share(step, scope.final)) for scope in self._scopes]
+        budgets = [budget(scope, weight_sparsity(step, self.schedule, scope.final)) for scope in self._scopes]
         try:
             selection = prune_lowest(segments, budgets, self._weights.ranks)
         except ValueError:
