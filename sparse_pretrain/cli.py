@@ -28,8 +28,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Raw text to packed token shards.")
 launch_app = typer.Typer(no_args_is_help=True, help="Start the ranks of a run.")
+bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks: ratios measured side by side in one run.")
 app.add_typer(data_app, name="data")
 app.add_typer(launch_app, name="launch")
+app.add_typer(bench_app, name="bench")
 
 RecipeArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped recipe")]
 OverridesArgument = Annotated[
@@ -201,6 +203,28 @@ def evaluate(
     print_json(measure(model, task, split, overrides=tuple(overrides or [])))
 
 
+@bench_app.command("masks")
+def bench_masks_command(
+    quick: Annotated[bool, typer.Option("--quick", help="short rows and few steps: within a minute")] = False,
+    model: Annotated[str, typer.Option(help="bert-base, bert-large or tiny")] = "bert-base",
+    nproc: Annotated[int, typer.Option(help="ranks on this machine", min=1)] = 2,
+    stage: Annotated[int, typer.Option(help="ZeRO stage", min=1, max=3)] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what pruning costs: an update, a step's mask work, bytes a weight.
+
+    Random weights and tokens: the cost does not depend on them.
+    """
+    from sparse_pretrain.bench.masks import SHAPES, MaskBenchSettings, render
+    from sparse_pretrain.bench.run import bench_masks
+
+    if model not in SHAPES:
+        raise UserError(f"--model = {model!r}: must be one of {', '.join(SHAPES)}")
+    short = {"length": 128, "steps": 4, "updates": 3} if quick else {}
+    numbers = bench_masks(MaskBenchSettings(model=model, stage=stage, **short), nproc)
+    print_json(numbers) if as_json else render(numbers, Console())
+
+
 @app.command()
 def demo(
     full: Annotated[
@@ -212,6 +236,22 @@ def demo(
     from sparse_pretrain.demo.story import run_demo
 
     raise typer.Exit(run_demo(output, full, Console()))
+
+
+@app.command()
+def study(
+    output: Annotated[Path, typer.Option(help="where everything goes")] = Path("runs/study"),
+    steps: Annotated[int, typer.Option(help="optimizer steps of every run", min=25)] = 100,
+    seeds: Annotated[int, typer.Option(help="runs of every entry", min=1)] = 2,
+    workers: Annotated[int, typer.Option(help="runs at the same time; 0: one per core", min=0)] = 0,
+) -> None:
+    """Compare sparsities, patterns, and pruning with and without a teacher on the demo's text: one table.
+
+    Held-out masked-language loss after equal steps. Interrupt it at any time: the same command goes on.
+    """
+    from sparse_pretrain.study.run import run_study
+
+    raise typer.Exit(run_study(output, steps, seeds, workers or os.cpu_count() or 1, Console()))
 
 
 def version_callback(value: bool) -> None:

@@ -7,19 +7,26 @@ import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from sparse_pretrain.config.model import Attention, ModelSection
+from sparse_pretrain.config.pruning import CoupledStructure
 from sparse_pretrain.config.distillation import DistillationSection
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.masking import TokenTable
 from sparse_pretrain.data.shards import PreparedSplit
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import sha256_file
+from sparse_pretrain.models.coupled import coupled_sets
 from sparse_pretrain.models.loading import empty_model, load_config, supports_next_sentence
 from sparse_pretrain.models.prunable import prunable_weights
+from sparse_pretrain.pruning.structures.coupled import CoupledSet
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Data, tokenizer and architectures of a run; `prunable` are the shapes of the weights to prune."""
+    """Data, tokenizer and architectures of a run.
+
+    `prunable` are the shapes of the weights to prune, in the model's order; `coupled` the heads and channels
+    among them, where the recipe prunes those.
+    """
 
     train: PreparedSplit
     validation: PreparedSplit
@@ -29,6 +36,7 @@ class Inputs:
     teacher_config: PretrainedConfig | None
     next_sentence: bool
     prunable: dict[str, torch.Size]
+    coupled: list[CoupledSet]
 
 
 def open_inputs(recipe: TrainRecipe) -> Inputs:
@@ -58,7 +66,12 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
         prunable_weights(student, recipe.pruning.include, recipe.pruning.exclude) if recipe.pruning else {}
     )
     prunable = {name: weight.shape for name, weight in weights.items()}
-    return Inputs(train, validation, tokenizer, table, config, teacher_config, next_sentence, prunable)
+    coupled: list[CoupledSet] = []
+    if recipe.pruning is not None and isinstance(recipe.pruning.structure, CoupledStructure):
+        coupled = coupled_sets(student, prunable, recipe.pruning.structure.of)
+    return Inputs(
+        train, validation, tokenizer, table, config, teacher_config, next_sentence, prunable, coupled
+    )
 
 
 def open_tokenizer(folder: Path, vocabulary_size: int) -> PreTrainedTokenizerBase:

@@ -46,8 +46,11 @@ def train_recipes(world: World, recipes: list[dict[str, Any]]) -> list[dict[str,
     return results
 
 
-def reference(recipe: TrainRecipe) -> dict[str, Any]:
-    """The method in plain torch: forward(w * mask), AdamW, clipping, teacher, rewinding, mask updates."""
+def reference(recipe: TrainRecipe, movement: bool = False) -> dict[str, Any]:
+    """The method in plain torch: forward(w * mask), AdamW, clipping, teacher, rewinding, mask updates.
+
+    With `movement`: scores -sum(gradient x weight) since the last update, one threshold for all weights.
+    """
     inputs = open_inputs(recipe)
     size = recipe.batch.global_size
     loader = TrainingLoader(
@@ -61,6 +64,7 @@ def reference(recipe: TrainRecipe) -> dict[str, Any]:
     encoder = [name for name in weights if name.startswith("bert.encoder") or name.startswith("bert.pooler")]
     prunable = [name for name in encoder if name.endswith("weight") and weights[name].ndim == 2]
     masks = {name: torch.ones_like(weights[name]) for name in prunable}
+    moved = {name: torch.zeros_like(weights[name]) for name in prunable}
     optimizer = torch.optim.AdamW(
         [
             {"params": [weight for weight in weights.values() if weight.ndim >= 2], "weight_decay": 0.01},
@@ -79,6 +83,8 @@ def reference(recipe: TrainRecipe) -> dict[str, Any]:
             "attention_mask": batch.attention_mask,
             "token_type_ids": batch.token_type_ids,
         }
+        for name in prunable if movement else ():
+            masked[name].retain_grad()
         output = functional_call(model, masked, (), arguments)
         logits = output.prediction_logits.flatten(0, 1)[batch.positions]
         with torch.no_grad():
@@ -93,15 +99,16 @@ def reference(recipe: TrainRecipe) -> dict[str, Any]:
         loss = 0.5 * (mlm + relation) + 0.5 * 4 * distance
         optimizer.zero_grad()
         loss.backward()
+        for name in prunable if movement else ():
+            moved[name] -= masked[name].grad * weights[name].detach()
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
         optimizer.step()
         losses.append(float(loss.detach()))
         if step + 1 in (2, 4, 6):
             target = {2: 0.7, 4: 0.8, 6: 0.8}[step + 1]
-            for name in prunable:
-                flat = weights[name].detach().abs().flatten()
-                lowest = flat.argsort(stable=True)[: round(target * len(flat))]
-                masks[name] = torch.ones_like(flat).index_fill(0, lowest, 0).reshape(weights[name].shape)
+            for name, mask in lowest_pruned(moved if movement else weights, prunable, target, movement).items():
+                masks[name] = mask
+            moved = {name: torch.zeros_like(weights[name]) for name in prunable}
         if step + 1 == 6:
             for name in prunable:
                 state = optimizer.state[weights[name]]
@@ -112,6 +119,23 @@ def reference(recipe: TrainRecipe) -> dict[str, Any]:
         "masks": {name: mask.bool().numpy() for name, mask in masks.items()},
         "weights": {name: weight.detach().numpy() for name, weight in weights.items()},
     }
+
+
+def lowest_pruned(
+    values: dict[str, Any], prunable: list[str], target: float, movement: bool
+) -> dict[str, torch.Tensor]:
+    """Masks that prune the lowest: |w| of every weight for itself, or scores over all weights."""
+    flat = {name: values[name].detach().flatten() for name in prunable}
+    if not movement:
+        orders = {name: score.abs().argsort(stable=True)[: round(target * len(score))] for name, score in flat.items()}
+        return {
+            name: torch.ones(len(flat[name])).index_fill(0, order, 0).reshape(values[name].shape)
+            for name, order in orders.items()
+        }
+    whole = torch.cat(list(flat.values()))
+    lowest = whole.argsort(stable=True)[: round(target * len(whole))]
+    keep = torch.ones(len(whole)).index_fill(0, lowest, 0).split([len(score) for score in flat.values()])
+    return {name: part.reshape(values[name].shape) for name, part in zip(prunable, keep, strict=True)}
 
 
 def rewound(step: int) -> float:
@@ -170,6 +194,16 @@ def test_two_ranks_match_plain_torch_at_every_stage(recipe: TrainRecipe) -> None
     ]
     expected = reference(recipe)
     assert len(set(expected["losses"])) == recipe.steps
+    for result in run_distributed(train_recipes, 2, recipes):
+        for found in result:
+            check_same(found, expected)
+
+
+def test_movement_with_one_global_threshold_matches_plain_torch(recipe: TrainRecipe) -> None:
+    """Scores see the gradients of pruned weights; clipping and Adam do not."""
+    changes = {"scorer": {"kind": "movement"}, "allocation": {"kind": "global"}}
+    recipes = [with_stage(recipe, stage, pruning=PRUNING | changes) for stage in (1, 2, 3)]
+    expected = reference(recipe, movement=True)
     for result in run_distributed(train_recipes, 2, recipes):
         for found in result:
             check_same(found, expected)

@@ -1,0 +1,25 @@
+"""One rank of a benchmark: settings in, numbers out, both as files (the command line starts the ranks)."""
+
+import sys
+from pathlib import Path
+
+from sparse_pretrain.bench.masks import MaskBenchSettings, measure
+from sparse_pretrain.files import write_json
+from sparse_pretrain.telemetry.console import redirect_output
+from sparse_pretrain.telemetry.rank_log import RankLog
+from sparse_pretrain.training.world import join_world, rank_from_environment
+
+
+def main(folder: Path) -> None:
+    """Measure what `settings.json` says and, on rank 0, write `result.json` beside it."""
+    rank, _, _ = rank_from_environment()
+    redirect_output(RankLog(folder, rank), speaks=rank == 0)
+    settings = MaskBenchSettings.model_validate_json((folder / "settings.json").read_text(encoding="utf-8"))
+    world = join_world()
+    numbers = measure(world, settings)
+    if world.is_first:
+        write_json(folder / "result.json", numbers)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

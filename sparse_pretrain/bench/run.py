@@ -1,0 +1,26 @@
+"""Start the ranks of a benchmark and bring their numbers back."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from launcher.local import launch_ranks
+from sparse_pretrain.bench.masks import MaskBenchSettings
+from sparse_pretrain.files import read_json, write_text
+
+
+def bench_masks(settings: MaskBenchSettings, nproc: int) -> dict[str, Any]:
+    """Run the mask benchmark on `nproc` ranks of this machine; return what `bench.masks.measure` does.
+
+    Raises:
+        RuntimeError: a rank failed; its last lines were printed.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-masks-") as name:
+        folder = Path(name)
+        write_text(folder / "settings.json", settings.model_dump_json())
+        code = launch_ranks([sys.executable, "-m", "sparse_pretrain.bench.rank", name], nproc, folder)
+        if code:
+            raise RuntimeError(f"the benchmark's ranks ended with exit code {code}")
+        result: dict[str, Any] = read_json(folder / "result.json")
+        return result
