@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from sparse_pretrain.telemetry.plots import BLUE, ORANGE, save
+from sparse_pretrain.telemetry.drawing import BLUE, ORANGE, save
 
 
 def plot_scores(report: dict[str, Any], path: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sparse_pretrain.pruning.masks import MaskSet
-from sparse_pretrain.pruning.pruner import MaskUpdate
+from sparse_pretrain.pruning.update import MaskUpdate
 from sparse_pretrain.telemetry.bar import progress_bar
 from sparse_pretrain.telemetry.rank_log import RankLog
 from sparse_pretrain.training.callback import Callback, StepReport
@@ -69,7 +69,7 @@ class ConsoleProgress(Callback):
         """Say when masks freeze; single updates are in the metrics."""
         if update.froze:
             self._console.print(
-                f"{self._label} step {update.step}: masks frozen at {masks.total_sparsity():.2%} sparsity"
+                f"{self._label} step {update.step}: masks frozen at {update.sparsity:.2%} sparsity"
             )
 
     def on_evaluation(self, step: int, metrics: dict[str, float]) -> None:
@@ -89,7 +89,7 @@ class ConsoleProgress(Callback):
 
 
 def describe_step(report: StepReport, tokens_per_second: float) -> str:
-    """Return the numbers of a step on one line."""
+    """Return the numbers of a step on one line; how many updates were skipped so far, if any were."""
     parts = [f"loss {report.loss:.3f}", f"mlm {report.mlm_loss:.3f}"]
     if report.nsp_loss is not None:
         parts.append(f"nsp {report.nsp_loss:.3f}")
@@ -97,7 +97,7 @@ def describe_step(report: StepReport, tokens_per_second: float) -> str:
         parts.append(f"kd {report.kd_loss:.3f}")
     if report.sparsity is not None:
         parts.append(f"sparsity {report.sparsity:.1%}")
-    if not report.applied:
-        parts.append("update skipped")
+    if report.skipped:
+        parts.append(f"{report.skipped:,} {'update' if report.skipped == 1 else 'updates'} skipped")
     parts.append(f"{tokens_per_second:,.0f} tokens/s")
     return "  ".join(parts)

@@ -35,6 +35,11 @@ def of_kind(rows: Sequence[Row], kind: str) -> list[Row]:
 
 def series(rows: Sequence[Row], key: str) -> tuple[list[int], list[float]]:
     """Return steps and values of one number, without rows that lack it or where it is NaN or infinite."""
-    points = [(row["step"], float(row[key])) for row in rows if isinstance(row.get(key), int | float)]
-    finite = [(step, value) for step, value in points if math.isfinite(value)]
-    return [step for step, _ in finite], [value for _, value in finite]
+    values = [(row["step"], finite(row.get(key))) for row in rows]
+    points = [(step, value) for step, value in values if value is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def finite(value: object) -> float | None:
+    """Return a number as float; None for NaN, infinity and everything that is no number."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -1,18 +1,24 @@
 """`metrics.jsonl`: one JSON object a line, one line for every step that counts, none twice."""
 
 import json
+import math
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sparse_pretrain.files import write_text
 from sparse_pretrain.pruning.masks import MaskSet
-from sparse_pretrain.pruning.pruner import MaskUpdate
+from sparse_pretrain.pruning.update import MaskUpdate
+from sparse_pretrain.telemetry.mask_numbers import common_threshold, mean_dead_rows
 from sparse_pretrain.training.callback import Callback, StepReport
 
 
 class MetricsLog(Callback):
-    """Appends rows of kind `train`, `masks` and `evaluation`."""
+    """Appends rows of kind `train`, `masks` and `evaluation`.
+
+    Numbers that a run does not have are left out; one that is NaN or infinite is written as null.
+    """
 
     def __init__(self, path: Path, every: int) -> None:
         self._path = path
@@ -25,39 +31,25 @@ class MetricsLog(Callback):
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
 
     def on_step(self, report: StepReport) -> None:
-        """Write every n-th step, the first and the last."""
-        if report.step % self._every and report.step not in (1, self._last):
-            return
-        row = {
-            "loss": report.loss,
-            "mlm_loss": report.mlm_loss,
-            "nsp_loss": report.nsp_loss,
-            "kd_loss": report.kd_loss,
-            "learning_rate": report.learning_rate,
-            "gradient_norm": report.gradient_norm,
-            "sparsity": report.sparsity,
-            "tokens_per_second": report.real_tokens / report.seconds,
-            "skipped": None if report.applied else True,
-        }
-        self._write("train", report.step, {name: value for name, value in row.items() if value is not None})
+        """Write every n-th step, the first, the last, and every one whose update was skipped."""
+        due = report.step % self._every == 0 or report.step in (1, self._last)
+        if due or not report.applied:
+            self._write("train", report.step, step_numbers(report))
 
     def on_masks(self, update: MaskUpdate, masks: MaskSet) -> None:
         """Write what the update did, in total and per weight."""
-        layers = {
-            name: {"sparsity": masks.sparsity(name), **flips._asdict()}
-            for name, flips in update.flips.items()
+        values = {
+            "target_sparsity": update.target_sparsity,
+            "sparsity": update.sparsity,
+            "pruned": update.pruned,
+            "regrown": update.regrown,
+            "threshold": common_threshold(update),
+            "dead_rows": mean_dead_rows(update),
+            "frozen": update.froze,
+            "layers": {name: asdict(layer) for name, layer in update.layers.items()},
         }
         self._write(
-            "masks",
-            update.step,
-            {
-                "target_sparsity": update.target_sparsity,
-                "sparsity": masks.total_sparsity(),
-                "pruned": sum(flips.pruned for flips in update.flips.values()),
-                "regrown": sum(flips.regrown for flips in update.flips.values()),
-                "frozen": update.froze,
-                "layers": layers,
-            },
+            "masks", update.step, {name: value for name, value in values.items() if value is not None}
         )
 
     def on_evaluation(self, step: int, metrics: dict[str, float]) -> None:
@@ -70,7 +62,34 @@ class MetricsLog(Callback):
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         row = {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(json.dumps(without_nan(row), allow_nan=False) + "\n")
+
+
+def step_numbers(report: StepReport) -> dict[str, Any]:
+    """Return a step's row: `applied` only where it is false, parts of the distillation as `kd_<part>`."""
+    numbers = {
+        "loss": report.loss,
+        "mlm_loss": report.mlm_loss,
+        "nsp_loss": report.nsp_loss,
+        "kd_loss": report.kd_loss,
+        **{f"kd_{part}": value for part, value in report.kd_parts.items()},
+        "temperature": report.temperature,
+        "teacher_agreement": report.teacher_agreement,
+        "learning_rate": report.learning_rate,
+        "gradient_norm": report.gradient_norm,
+        "sparsity": report.sparsity,
+        "tokens_per_second": report.real_tokens / report.seconds,
+        "skipped": report.skipped,
+        "applied": None if report.applied else False,
+    }
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+def without_nan(value: Any) -> Any:
+    """Return JSON-able data with null in place of NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def keep_rows_until(path: Path, step: int) -> None:

@@ -1,12 +1,15 @@
 """TensorBoard scalars and histograms."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from sparse_pretrain.pruning.masks import MaskSet
-from sparse_pretrain.pruning.pruner import MaskUpdate
+from sparse_pretrain.pruning.update import MaskUpdate
+from sparse_pretrain.telemetry.mask_numbers import common_threshold, mean_dead_rows
+from sparse_pretrain.telemetry.metrics import finite
 from sparse_pretrain.training.callback import Callback, StepReport
 
 # A sample this large draws the same histogram as the whole of a BERT-large matrix.
@@ -25,35 +28,55 @@ class TensorBoardWriter(Callback):
         self._writer = SummaryWriter(str(self._folder), purge_step=step + 1 if step else None)
 
     def on_step(self, report: StepReport) -> None:
-        """Write loss parts, learning rate, gradient norm, sparsity and speed."""
-        if report.step % self._every and report.step != 1:
+        """Write losses and their parts, learning rate, gradient norm, skipped updates, sparsity and speed."""
+        if report.step % self._every and report.step != 1 and report.applied:
             return
         scalars = {
             "loss/total": report.loss,
             "loss/mlm": report.mlm_loss,
             "loss/nsp": report.nsp_loss,
             "loss/kd": report.kd_loss,
+            **{f"distillation/{part}": value for part, value in report.kd_parts.items()},
+            "distillation/temperature": report.temperature,
+            "distillation/teacher_agreement": report.teacher_agreement,
             "train/learning_rate": report.learning_rate,
             "train/gradient_norm": report.gradient_norm,
+            "train/skipped_updates": report.skipped,
             "train/tokens_per_second": report.real_tokens / report.seconds,
             "pruning/sparsity": report.sparsity,
         }
-        for name, value in scalars.items():
-            if value is not None:
-                self._scalar(name, value, report.step)
+        self._scalars(scalars, report.step)
 
     def on_masks(self, update: MaskUpdate, masks: MaskSet) -> None:
-        """Write target, flips, and sparsity per weight."""
-        self._scalar("pruning/target_sparsity", update.target_sparsity, update.step)
-        self._scalar("pruning/pruned", sum(flips.pruned for flips in update.flips.values()), update.step)
-        self._scalar("pruning/regrown", sum(flips.regrown for flips in update.flips.values()), update.step)
-        for name in masks:
-            self._scalar(f"sparsity/{name}", masks.sparsity(name), update.step)
+        """Write target, threshold, flips and dead rows, in total and per weight.
+
+        A threshold that all weights share is one curve, `pruning/threshold`; others are one a weight.
+        """
+        shared = common_threshold(update)
+        self._scalars(
+            {
+                "pruning/target_sparsity": update.target_sparsity,
+                "pruning/pruned": update.pruned,
+                "pruning/regrown": update.regrown,
+                "pruning/threshold": shared,
+                "pruning/dead_rows": mean_dead_rows(update),
+            },
+            update.step,
+        )
+        for name, layer in update.layers.items():
+            scalars = {
+                f"sparsity/{name}": layer.sparsity,
+                f"pruned/{name}": layer.pruned,
+                f"regrown/{name}": layer.regrown,
+                f"dead_rows/{name}": layer.dead_rows,
+                f"threshold/{name}": finite(layer.threshold) if shared is None else None,
+            }
+            self._scalars(scalars, update.step)
 
     def on_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Write the held-out numbers."""
         for name, value in metrics.items():
-            self._scalar(f"validation/{name.removeprefix('validation_')}", value, step)
+            self._scalars({f"validation/{name.removeprefix('validation_')}": value}, step)
 
     def on_weight(self, step: int, name: str, weight: Tensor) -> None:
         """Write the histogram of a weight's fp32 master."""
@@ -65,5 +88,7 @@ class TensorBoardWriter(Callback):
         """Flush and close."""
         self._writer.close()
 
-    def _scalar(self, name: str, value: float, step: int) -> None:
-        self._writer.add_scalar(name, value, step)
+    def _scalars(self, scalars: Mapping[str, float | None], step: int) -> None:
+        for name, value in scalars.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, step)

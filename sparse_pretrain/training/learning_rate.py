@@ -67,14 +67,13 @@ def cyclic_factor(step: int, warmup: int, cycle: int, final: float) -> float:
 
 def learning_rate_at(step: int, recipe: TrainRecipe) -> float:
     """Return the learning rate of the optimizer step that follows `step` finished ones."""
-    peak, kind = recipe.optimizer.learning_rate, recipe.learning_rate.kind
+    peak, section, kind = recipe.optimizer.learning_rate, recipe.learning_rate, recipe.learning_rate.kind
     if kind == "rewinding" and recipe.pruning is not None:
         ramp = recipe.pruning
         rewind = Rewind(ramp.begin, ramp.ramp_end, ramp.frequency)
         return peak * rewinding_factor(step, recipe.warmup_steps, recipe.steps, rewind)
-    if kind == "cyclic" and recipe.learning_rate.cycle_steps is not None:
-        cycle = recipe.learning_rate
-        return peak * cyclic_factor(step, recipe.warmup_steps, cycle.cycle_steps, cycle.final_factor)
+    if section.cycle_steps is not None:
+        return peak * cyclic_factor(step, recipe.warmup_steps, section.cycle_steps, section.final_factor)
     if kind == "linear":
         return peak * linear_factor(step, recipe.warmup_steps, recipe.steps)
     return peak * min(1.0, step / recipe.warmup_steps if recipe.warmup_steps else 1.0)

@@ -7,15 +7,20 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from sparse_pretrain.telemetry import plots
-from sparse_pretrain.telemetry.metrics import read_rows, series
-from sparse_pretrain.telemetry.plots import (
+from sparse_pretrain.telemetry.drawing import DOTS_PER_INCH, running_mean
+from sparse_pretrain.telemetry.mask_pictures import (
+    draw_dead_rows,
     draw_flips,
     draw_layers,
+    draw_thresholds,
+)
+from sparse_pretrain.telemetry.metrics import read_rows, series
+from sparse_pretrain.telemetry.plots import plot_run
+from sparse_pretrain.telemetry.step_pictures import (
+    draw_distillation,
+    draw_gradient,
     draw_losses,
     draw_schedule,
-    plot_run,
-    running_mean,
 )
 from sparse_pretrain.telemetry.weight_names import place
 
@@ -54,6 +59,25 @@ def pruning_rows() -> list[Row]:
     return rows
 
 
+def complete_rows(shared: bool = False) -> list[Row]:
+    """The rows above with all that newer runs record; the first of three updates has pruned nothing."""
+    rows = pruning_rows()
+    masks = [row for row in rows if row["kind"] == "masks"]
+    rows.insert(0, {**masks[0], "step": 0, "layers": {name: dict(EMPTY) for name in WEIGHTS}})
+    for row in rows:
+        if row["kind"] == "train":
+            row |= {"kd_logits": 2.0, "kd_hidden": 0.5, "temperature": 2.0, "teacher_agreement": 0.75}
+            row |= {"gradient_norm": 1.5, "skipped": 1}
+        if row["kind"] == "masks" and row["step"]:
+            for number, layer in enumerate(row["layers"].values()):
+                layer |= {"threshold": 0.1 if shared else 0.1 * number, "dead_rows": 0.01 * number}
+    rows[5] |= {"applied": False, "gradient_norm": None}
+    return rows
+
+
+EMPTY = {"sparsity": 0.0, "threshold": None, "pruned": 0, "regrown": 0, "dead_rows": 0.0}
+
+
 def write(folder: Path, rows: list[Row], tail: str = "") -> Path:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "metrics.jsonl").write_text(text + tail)
@@ -64,7 +88,51 @@ def lines(figure: Figure, axes: int) -> dict[str, list[float]]:
     return {str(line.get_label()): list(line.get_ydata()) for line in figure.axes[axes].lines}
 
 
-def test_a_pruning_run_gets_five_pictures_even_when_it_was_killed(tmp_path: Path) -> None:
+ALL = [
+    "losses.png",
+    "schedule.png",
+    "distillation.png",
+    "gradient.png",
+    "layers.png",
+    "mask_flips.png",
+    "thresholds.png",
+    "dead_rows.png",
+    "overview.png",
+]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_run_that_records_everything_gets_every_picture(tmp_path: Path, shared: bool) -> None:
+    assert [path.name for path in plot_run(write(tmp_path, complete_rows(shared)))] == ALL
+
+
+def panels(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[list[str]]:
+    """Draw the run; return the titles in the overview by row."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), Path(path).touch()))
+    plot_run(folder)
+    overview = figures[-1]
+    top = [figure.axes[0].get_title() for figure in overview.subfigs]
+    return [top[: len(top) // 2], top[len(top) // 2 :]]
+
+
+def test_the_overview_is_two_even_rows_of_what_the_run_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upper, lower = panels(monkeypatch, write(tmp_path, complete_rows()))
+    assert upper == ["Losses", "Sparsity and learning rate", "Distillation at T = 2"]
+    assert lower == ["Sparsity per layer at step 20", "Mask flips per update", "Pruning threshold"]
+    alone = [
+        {key: row[key] for key in row if "kd" not in key and "teach" not in key} for row in complete_rows()
+    ]
+    upper, lower = panels(monkeypatch, write(tmp_path, alone))
+    assert upper == ["Losses", "Sparsity and learning rate", "Gradient norm"]
+    assert len(lower) == 3
+    old = [row | {"gradient_norm": 1.0} for row in pruning_rows()]
+    assert [len(row) for row in panels(monkeypatch, write(tmp_path, old))] == [2, 2]
+
+
+def test_an_older_runs_pictures_even_when_it_was_killed(tmp_path: Path) -> None:
     written = plot_run(write(tmp_path, pruning_rows(), tail='{"kind": "train", "st'))
     assert [path.name for path in written] == [
         "losses.png",
@@ -79,7 +147,7 @@ def test_a_pruning_run_gets_five_pictures_even_when_it_was_killed(tmp_path: Path
     for path in written:
         content = path.read_bytes()
         assert content.startswith(b"\x89PNG")
-        assert int.from_bytes(content[16:20], "big") >= 7 * plots.DOTS_PER_INCH
+        assert int.from_bytes(content[16:20], "big") >= 7 * DOTS_PER_INCH
 
 
 def test_a_dense_run_gets_losses_and_learning_rate(tmp_path: Path) -> None:
@@ -190,3 +258,89 @@ def test_lines_that_are_no_rows_are_passed_over(tmp_path: Path) -> None:
 )
 def test_weights_have_short_names(name: str, expected: tuple[str, str]) -> None:
     assert place(name) == expected
+
+
+def test_distillation_shows_parts_agreement_and_a_temperature_that_changes() -> None:
+    rows = complete_rows()
+    figure = Figure()
+    draw_distillation(figure, rows)
+    assert {label: set(values) for label, values in lines(figure, 0).items()} == {
+        "logits": {2.0},
+        "hidden states": {0.5},
+    }
+    (agreement,) = lines(figure, 1).values()
+    assert agreement == [0.75] * 20
+    assert len(figure.axes) == 2
+    assert figure.axes[0].get_title() == "Distillation at T = 2"
+    for row in rows:
+        if row["kind"] == "train":
+            row |= {"temperature": 1 + row["step"], "kd_hidden": 0.01, "kd_second/logits": 1.0}
+    figure = Figure()
+    draw_distillation(figure, rows)
+    assert list(lines(figure, 0)) == ["logits", "hidden states", "second/logits"]
+    assert figure.axes[0].get_yscale() == "log"
+    assert next(iter(lines(figure, 2).values())) == [float(step + 1) for step in range(1, 21)]
+
+
+def test_agreement_is_drawn_at_the_steps_that_measured_it() -> None:
+    rows = [{"kind": "train", "step": step, "loss": 1.0} for step in range(1, 7)]
+    for row in rows[2::3]:
+        row["teacher_agreement"] = row["step"] / 10
+    figure = Figure()
+    draw_distillation(figure, rows)
+    (line,) = figure.axes[0].lines
+    assert [list(line.get_xdata()), list(line.get_ydata())] == [[3, 6], [0.3, 0.6]]
+
+
+@pytest.mark.parametrize("mark", [{"applied": False, "skipped": 4}, {"skipped": True}])
+def test_skipped_updates_are_marked_beside_the_gradient_norm(mark: Row) -> None:
+    """`skipped: true` is what older files say of the step itself; a count belongs to the run."""
+    rows = [{"kind": "train", "step": step, "gradient_norm": 2.0, "skipped": 3} for step in range(1, 5)]
+    rows[2] |= {"gradient_norm": None, **mark}
+    figure = Figure()
+    draw_gradient(figure, rows)
+    norms, skipped = figure.axes[0].lines
+    assert list(norms.get_xdata()) == [1, 2, 4]
+    assert (list(skipped.get_xdata()), skipped.get_label()) == ([3], "1 skipped update")
+
+
+def test_a_shared_threshold_is_one_line_from_the_first_pruning_on() -> None:
+    figure = Figure()
+    draw_thresholds(figure, complete_rows(shared=True))
+    (line,) = figure.axes[0].lines
+    assert (line.get_label(), list(line.get_xdata()), list(line.get_ydata())) == (
+        "all weights",
+        [10, 20],
+        [0.1, 0.1],
+    )
+
+
+def test_thresholds_of_their_own_are_a_line_a_kind() -> None:
+    """Queries have 0 and 0.2 (layers 0 and 1), outputs 0.1 and 0.3, the pooler 0.4."""
+    figure = Figure()
+    draw_thresholds(figure, complete_rows())
+    drawn = {kind: values[-1] for kind, values in lines(figure, 0).items()}
+    assert drawn == pytest.approx({"attention query": 0.1, "output": 0.2, "pooler": 0.4})
+    bands = [
+        band.get_datalim(figure.axes[0].transData).get_points()[:, 1] for band in figure.axes[0].collections
+    ]
+    assert [list(band) for band in bands] == [
+        pytest.approx(ends) for ends in ([0, 0.2], [0.1, 0.3], [0.4, 0.4])
+    ]
+
+
+def test_dead_rows_are_a_mean_a_kind_and_the_worst_weight() -> None:
+    figure = Figure()
+    draw_dead_rows(figure, complete_rows())
+    drawn = {kind: values[-1] for kind, values in lines(figure, 0).items()}
+    assert drawn == pytest.approx(
+        {"attention query": 0.01, "output": 0.02, "pooler": 0.04, "worst weight": 0.04}
+    )
+
+
+def test_one_broken_threshold_does_not_spoil_the_picture() -> None:
+    rows = complete_rows()
+    rows[-2]["layers"]["bert.pooler.dense.weight"]["threshold"] = float("nan")
+    figure = Figure()
+    draw_thresholds(figure, rows)
+    assert lines(figure, 0)["pooler"] == [0.4]
