@@ -16,11 +16,13 @@ class Unit:
         name: what it is called in tables: the weight's name, or that of the set.
         members: names of the weights in it, in the model's order.
         groups: how many groups it has.
+        shapes: of the members, in their order.
     """
 
     name: str
     members: tuple[str, ...]
     groups: int
+    shapes: tuple[torch.Size, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class GroupScores:
 
 class Structure(Protocol):
     """Pure: knows shapes, never communicates. One rank holds all scores of one weight at a time."""
+
+    @property
+    def groups_are_weights(self) -> bool:
+        """Whether every group is a single weight (nothing is pooled)."""
+        ...
 
     def units(self, shapes: Mapping[str, torch.Size]) -> Sequence[Unit]:
         """Cut weights of these shapes into units, in the model's order.
