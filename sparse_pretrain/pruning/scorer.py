@@ -26,8 +26,15 @@ class Scorer(Protocol):
     """Scores single weights, part by part, where the optimizer keeps them; nothing here communicates.
 
     A scorer with memory holds it in tensors of its parts' lengths, sharded like the optimizer's moments.
-    They are saved in checkpoints and come back cut for another number of ranks. A score may depend
-    on nothing but the weight's own history, or masks would change with the number of ranks.
+    They are saved in checkpoints and come back cut for another number of ranks. Memory of several
+    numbers a weight (the rows of a block-diagonal Fisher matrix) is several kinds, one number each:
+    whatever cut a checkpoint is read with, every number comes back to its weight.
+
+    A score should depend on nothing but the weight's own history: then masks are the same on any number
+    of ranks. One that looks at neighbours sees only those in its part, so that a block ends where a part
+    does; `tests/pruning/test_second_order.py` shows such a scorer and what that means.
+
+    `scorers.base.BaseScorer` offers every method but `score`, doing nothing.
     """
 
     @property
@@ -49,7 +56,7 @@ class Scorer(Protocol):
         ...
 
     def score(self, part: Part) -> Tensor:
-        """Return float32 [length], without NaN; the lowest are pruned first."""
+        """Return a new tensor, float32 [length], without NaN; the lowest are pruned first."""
         ...
 
     def after_update(self, part: Part, keep: Tensor) -> None:
@@ -57,19 +64,25 @@ class Scorer(Protocol):
         ...
 
     def tensors(self) -> Iterator[tuple[str, str, int, Tensor]]:
-        """Yield memory to save: (kind, weight name, start, float32 [length])."""
+        """Yield memory to save: (kind, weight name, start, float32 [length]).
+
+        A weight that nothing is known of yet may be left out, on all ranks or on none.
+        """
         ...
 
     def load_tensor(self, kind: str, part: Part, values: Tensor) -> None:
-        """Take back what `tensors` yielded, for a part that may have been cut differently then."""
+        """Take back what `tensors` yielded, float32 [length], for a part that may have been cut differently.
+
+        Called for every kind and part of which something was saved, on a scorer that has seen nothing yet.
+        """
         ...
 
     def kinds(self) -> tuple[str, ...]:
-        """Names of the kinds that `tensors` yields; empty without memory."""
+        """Names of the kinds that `tensors` may yield, without a slash; empty without memory."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the JSON-able rest of the memory."""
+        """Return the JSON-able rest of the memory, the same on every rank."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -16,11 +16,13 @@ class Unit:
         name: what it is called in tables: the weight's name, or that of the set.
         members: names of the weights in it, in the model's order.
         groups: how many groups it has.
+        shapes: of the members, in their order.
     """
 
     name: str
     members: tuple[str, ...]
     groups: int
+    shapes: tuple[torch.Size, ...] = ()
 
 
 @dataclass(frozen=True)

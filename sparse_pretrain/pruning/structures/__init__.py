@@ -1,0 +1,1 @@
+"""What is kept or pruned together, one structure a file: single weights, blocks, N:M, lines, coupled sets."""
