@@ -4,6 +4,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def measure(world: World, settings: MaskBenchSettings) -> dict[str, Any]:
     engine, names = build_engine(world, settings)
     batch = random_batch(settings, world)
     plain = build_pruner(engine, names, settings, packed=False)
-    updates = [seconds(world, lambda at=at: plain.after_step(at)) for at in update_steps(settings)]
+    updates = [seconds(world, partial(plain.after_step, step)) for step in update_steps(settings)]
     kthvalue = [seconds(world, lambda: kthvalue_pass(engine, names)) for _ in range(settings.updates)]
     steps = step_times(engine, batch, world, plain, settings.steps)
     packed = build_pruner(engine, names, settings, packed=True)
@@ -111,7 +112,7 @@ def build_engine(world: World, settings: MaskBenchSettings) -> tuple[Engine, dic
     torch.manual_seed(0)
     attention = "eager" if world.device.type == "cpu" else "sdpa"
     config = AutoConfig.for_model("bert", attn_implementation=attention, **SHAPES[settings.model])
-    model = BertForMaskedLM(config)
+    model = BertForMaskedLM(config)  # type: ignore[arg-type]
     names = {name: weight.shape for name, weight in prunable_weights(model).items()}
     engine = Engine(
         PretrainingModel(model), recipe.optimizer, deepspeed_config(recipe, precision, world.size)
@@ -155,24 +156,22 @@ def step_times(
 ) -> dict[str, list[float]]:
     """Take steps without and with masks in turns; `masks` is what pruning did inside the latter."""
     times: dict[str, list[float]] = {"without": [], "with": [], "masks": []}
-    for number in range(count + 1):
-        times["without"].append(seconds(world, lambda: train_step(engine, batch, None)))
+    for _ in range(count + 1):
         spent: list[float] = []
-        times["with"].append(seconds(world, lambda spent=spent: spent.append(train_step(engine, batch, pruner))))
-        times["masks"].append(spent[0])
-        if number == 0:  # the first pair warms up
-            times = {name: [] for name in times}
+        times["without"].append(seconds(world, partial(train_step, engine, batch, None, spent)))
+        times["with"].append(seconds(world, partial(train_step, engine, batch, pruner, spent)))
+        times["masks"].append(spent[-1])
     return times
 
 
-def train_step(engine: Engine, batch: Batch, pruner: Pruner | None) -> float:
-    """Do one optimizer step; return the seconds that mask work took in it."""
+def train_step(engine: Engine, batch: Batch, pruner: Pruner | None, spent: list[float]) -> None:
+    """Do one optimizer step; append the seconds that mask work took in it to `spent`."""
     predictions = engine(batch)
     engine.backward(masked_language_loss(predictions.tokens, batch.labels) / batch.counts.predicted)
     before = timed(engine.device, pruner.before_step) if pruner else 0.0
     engine.step()
-    after = timed(engine.device, lambda: pruner.after_step(1)) if pruner else 0.0
-    return before + after
+    after = timed(engine.device, partial(pruner.after_step, 1)) if pruner else 0.0
+    spent.append(before + after)
 
 
 def random_batch(settings: MaskBenchSettings, world: World) -> Batch:

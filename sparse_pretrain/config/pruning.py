@@ -58,7 +58,7 @@ class CoupledStructure(Section):
     """
 
     kind: Literal["coupled"]
-    of: list[Literal["heads", "channels"]] = Field(default_factory=lambda: ["heads", "channels"], min_length=1)
+    of: list[Literal["heads", "channels"]] = Field(["heads", "channels"], min_length=1)
     pool: Pool = "mean"
 
 
@@ -249,8 +249,12 @@ class PruningSection(Section):
                     f"{structure.sparsity:g}"
                 )
             if self.allocation.kind == "table" or self.allocation.minimum_kept:
-                raise ValueError("structure n_of_m fixes the share of every weight: use allocation uniform or global")
+                raise ValueError(
+                    "structure n_of_m fixes the share of every weight: use allocation uniform or global"
+                )
         pool = getattr(structure, "pool", None)
         if pool == "l2" and self.scorer.kind == "movement":
-            raise ValueError("structure.pool = l2 needs scores that are not negative; movement has both signs")
+            raise ValueError(
+                "structure.pool = l2 needs scores that are not negative; movement has both signs"
+            )
         return self

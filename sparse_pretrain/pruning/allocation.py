@@ -61,9 +61,7 @@ def scopes(
         patterns = {pattern: [pattern] for pattern in allocation.targets}
         found = assign(units, patterns, "pruning.allocation.targets")
         finals = [target if pattern is None else allocation.targets[pattern] for pattern in found]
-    return [
-        Scope(unit.name, (index,), weights[index], finals[index]) for index, unit in enumerate(units)
-    ]
+    return [Scope(unit.name, (index,), weights[index], finals[index]) for index, unit in enumerate(units)]
 
 
 def assign(units: Sequence[Unit], groups: Mapping[str, Sequence[str]], key: str) -> list[str | None]:
@@ -72,7 +70,9 @@ def assign(units: Sequence[Unit], groups: Mapping[str, Sequence[str]], key: str)
     Raises:
         UserError: an expression does not compile, or a group gets no unit.
     """
-    compiled = {name: [_compile(pattern, f"{key}.{name}") for pattern in found] for name, found in groups.items()}
+    compiled = {
+        name: [_compile(pattern, f"{key}.{name}") for pattern in found] for name, found in groups.items()
+    }
     result = [
         next(
             (

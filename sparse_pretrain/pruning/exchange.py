@@ -18,7 +18,9 @@ class Extents:
     of: Sequence[Mapping[str, tuple[int, int]]]
 
     @classmethod
-    def gather(cls, names: Sequence[str], mine: Mapping[str, tuple[int, int]], ranks: Ranks, device: torch.device) -> "Extents":
+    def gather(
+        cls, names: Sequence[str], mine: Mapping[str, tuple[int, int]], ranks: Ranks, device: torch.device
+    ) -> "Extents":
         """Tell all ranks what this one holds; a weight that `mine` lacks has length 0 (collective)."""
         table = torch.tensor([mine.get(name, (0, 0)) for name in names], dtype=torch.int64, device=device)
         rows = [part.reshape(-1, 2).tolist() for part in ranks.gather(table.reshape(-1))]
@@ -102,7 +104,9 @@ def exchange(
         bool masks of the weights' shapes, in order.
     """
     headers = torch.tensor(
-        [[piece.weight, piece.start, piece.keep.numel()] for piece in pieces], dtype=torch.int64, device=device
+        [[piece.weight, piece.start, piece.keep.numel()] for piece in pieces],
+        dtype=torch.int64,
+        device=device,
     )
     bits = [pack_bits(piece.keep) for piece in pieces]
     packed = torch.cat(bits) if bits else torch.empty(0, dtype=torch.uint8, device=device)

@@ -123,7 +123,7 @@ class MaskSet(Mapping[str, Tensor]):
         digest = hashlib.sha256()
         for name, stored in self._stored.items():
             digest.update(json.dumps([name, list(self.shapes[name])]).encode())
-            digest.update((stored if self.packed else pack_bits(stored)).cpu().numpy())
+            digest.update((stored if self.packed else pack_bits(stored)).cpu().numpy().tobytes())
         return digest.hexdigest()
 
     @property
@@ -134,7 +134,8 @@ class MaskSet(Mapping[str, Tensor]):
     def save(self, path: Path) -> None:
         """Write the masks at one bit a weight, atomically (safetensors; shapes in the metadata)."""
         packed = {
-            name: (stored if self.packed else pack_bits(stored)).cpu() for name, stored in self._stored.items()
+            name: (stored if self.packed else pack_bits(stored)).cpu()
+            for name, stored in self._stored.items()
         }
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
         with atomic_path(path) as temporary:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_pretrain.config.pruning import ElementStructure, PruningSection
-from sparse_pretrain.pruning.allocation import Scope, budget, most_that_may_go, scopes
+from sparse_pretrain.pruning.allocation import budget, most_that_may_go, scopes
 from sparse_pretrain.pruning.exchange import Extents, Piece, collect, exchange, owners
 from sparse_pretrain.pruning.masks import Flips, MaskSet
 from sparse_pretrain.pruning.schedule import (
@@ -90,7 +90,8 @@ class Pruner:
             if part is None or gradient is None:
                 continue
             if observing:
-                self.scorer.observe(part, gradient)
+                scale = self._weights.gradient_scale
+                self.scorer.observe(part, gradient if scale == 1.0 else gradient.float() / scale)
             self.masks.multiply(name, gradient, part.start)
 
     def after_step(self, step: int, learning_rate: float = 0.0, applied: bool = True) -> MaskUpdate | None:
@@ -105,7 +106,7 @@ class Pruner:
             What changed, when this was an update step.
 
         Raises:
-            MaskViolation: a weight is NaN.
+            MaskViolationError: a weight is NaN.
             RuntimeError: ranks computed different masks.
         """
         if applied and step and not self.frozen:
@@ -127,7 +128,7 @@ class Pruner:
         """Prove that weights obey the masks (collective).
 
         Raises:
-            MaskViolation: naming the layer.
+            MaskViolationError: naming the layer.
         """
         verify(self.masks, self._weights, self.frozen)
 

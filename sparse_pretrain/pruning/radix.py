@@ -37,15 +37,13 @@ def to_float(key: int) -> float:
 
 def digit(keys: Tensor, place: int) -> Tensor:
     """Return the digit of int32 keys at a place: 0 is the highest, and keeps the keys' order."""
-    shift = sum(DIGIT_BITS[place + 1 :])
-    if place == 0:
-        return (keys >> shift) + 2 ** (DIGIT_BITS[0] - 1)
-    return (keys >> shift) & (2 ** DIGIT_BITS[place] - 1)
+    rest = keys >> sum(DIGIT_BITS[place + 1 :])
+    return rest + (1 << DIGIT_BITS[0] - 1) if place == 0 else rest & ((1 << DIGIT_BITS[place]) - 1)
 
 
 def join(digits: tuple[int, ...]) -> int:
     """Return the key whose digits these are."""
-    key = digits[0] - 2 ** (DIGIT_BITS[0] - 1)
+    key = digits[0] - (1 << DIGIT_BITS[0] - 1)
     for value, bits in zip(digits[1:], DIGIT_BITS[1:], strict=True):
         key = (key << bits) | value
     return key

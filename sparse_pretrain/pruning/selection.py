@@ -93,9 +93,7 @@ class _Search:
 
     def narrow(self, place: int) -> None:
         """Find the next digit of every scope's threshold from one all-reduced histogram."""
-        counts = torch.zeros(
-            len(self._left), 2 ** DIGIT_BITS[place], dtype=torch.int64, device=self._device
-        )
+        counts = torch.zeros(len(self._left), 2 ** DIGIT_BITS[place], dtype=torch.int64, device=self._device)
         for index, segment in enumerate(self._segments):
             counts[segment.scope] += self._count(index, place)
         self._ranks.sum(counts)

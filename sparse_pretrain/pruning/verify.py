@@ -6,7 +6,7 @@ from sparse_pretrain.pruning.masks import MaskSet
 from sparse_pretrain.pruning.weights import WeightAccess
 
 
-class MaskViolation(RuntimeError):
+class MaskViolationError(RuntimeError):
     """A weight is not what its mask says, or not a number; the message names the layer."""
 
 
@@ -17,7 +17,7 @@ def verify(masks: MaskSet, weights: WeightAccess, frozen: bool) -> None:
     must be, too. No master may be NaN or infinite. All ranks must hold the same masks.
 
     Raises:
-        MaskViolation: on every rank, with the first layer that fails and how.
+        MaskViolationError: on every rank, with the first layer that fails and how.
     """
     faults = torch.zeros(len(masks), 3, dtype=torch.int64, device=weights.device)
     for row, name in enumerate(masks):
@@ -40,9 +40,9 @@ def verify(masks: MaskSet, weights: WeightAccess, frozen: bool) -> None:
     for name, counts in zip(masks, weights.ranks.sum(faults).tolist(), strict=True):
         for count, kind in zip(counts, kinds, strict=True):
             if count:
-                raise MaskViolation(f"{name}: {count:,} {kind}")
+                raise MaskViolationError(f"{name}: {count:,} {kind}")
     if not same_everywhere(masks, weights):
-        raise MaskViolation("ranks hold different masks")
+        raise MaskViolationError("ranks hold different masks")
 
 
 def same_everywhere(masks: MaskSet, weights: WeightAccess) -> bool:

@@ -34,6 +34,11 @@ class WeightAccess(Protocol):
         """
         ...
 
+    @property
+    def gradient_scale(self) -> float:
+        """What the gradients are multiplied by (fp16's loss scale), else 1."""
+        ...
+
     def working(self, name: str) -> tuple[int, Tensor]:
         """Return what this rank holds of the copy that forward uses: index of its first element, flat view."""
         ...

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sparse_pretrain.files import write_text
 from sparse_pretrain.study.grid import DENSE, PATTERNS, SPARSITIES, Cell, mean
-from sparse_pretrain.telemetry.plots import KIND_COLOURS, STYLE, save
+from sparse_pretrain.telemetry.drawing import KIND_COLOURS, STYLE, save
 
 Losses = Mapping[Cell, float]
 
@@ -62,7 +62,10 @@ def entry(values: list[float]) -> str:
 
 def verdicts(losses: Losses) -> list[str]:
     """Return one sentence each on distillation and on gradual pruning, either way it came out."""
-    return [distillation_verdict(losses), *(gradual_verdict(losses, distilled) for distilled in (True, False))]
+    return [
+        distillation_verdict(losses),
+        *(gradual_verdict(losses, distilled) for distilled in (True, False)),
+    ]
 
 
 def distillation_verdict(losses: Losses) -> str:
@@ -85,7 +88,9 @@ def gradual_verdict(losses: Losses, distilled: bool) -> str:
     """Compare gradual with one-shot pruning at the same sparsity, uniform allocation."""
     gains = {}
     for sparsity in SPARSITIES:
-        pair = [values_of(losses, pattern, sparsity, distilled) for pattern in ("uniform, one shot", "uniform")]
+        pair = [
+            values_of(losses, pattern, sparsity, distilled) for pattern in ("uniform, one shot", "uniform")
+        ]
         if all(pair):
             gains[sparsity] = mean(pair[0]) - mean(pair[1])
     earns = "earns its keep" if mean(list(gains.values())) > 0 else "does not earn its keep here"
@@ -118,7 +123,9 @@ def draw(path: Path, losses: Losses) -> Path:
                     label=f"{pattern}{'' if distilled else ', no teacher'}",
                 )
         axes.set(
-            title="Held-out loss after equal steps", xlabel="sparsity [%]", ylabel="masked-language loss [nats]"
+            title="Held-out loss after equal steps",
+            xlabel="sparsity [%]",
+            ylabel="masked-language loss [nats]",
         )
         figure.legend(loc="outside right upper")
         return save(figure, path)

@@ -53,9 +53,7 @@ def build_pruner(recipe: TrainRecipe, inputs: Inputs, engine: Engine) -> Pruner 
         return None
     structure = build_structure(recipe.pruning.structure, inputs.coupled)
     scorer = build_scorer(recipe.pruning.scorer)
-    return Pruner(
-        recipe.pruning, inputs.prunable, engine, structure, scorer, recipe.optimizer.weight_decay
-    )
+    return Pruner(recipe.pruning, inputs.prunable, engine, structure, scorer, recipe.optimizer.weight_decay)
 
 
 def build_trainer(

@@ -135,7 +135,7 @@ class Engine:
             return None
         parameter: Any = self.parameters[name]
         if self.stage == 3:
-            group, offset, _ = self._zero.grad_position[parameter.ds_id]
+            group = self._zero.grad_position[parameter.ds_id][0]
             gradients = self._zero.averaged_gradients[group]
             return gradients[self._place_in_group[parameter.ds_id]].view(-1)[: fragment.length]  # type: ignore[no-any-return]
         mapping = parameter._hp_mapping
@@ -144,6 +144,11 @@ class Engine:
         if flat is not None:
             return flat.narrow(0, mapping.get_hp_fragment_address().start, fragment.length)  # type: ignore[no-any-return]
         return gradients[parameter._index_in_param_group].view(-1)  # type: ignore[no-any-return]
+
+    @property
+    def gradient_scale(self) -> float:
+        """What the gradients are multiplied by until the step undoes it (fp16's loss scale), else 1."""
+        return float(self._zero.loss_scale)
 
     def working(self, name: str) -> tuple[int, Tensor]:
         """Return what this rank holds of the copy that forward uses: index of its first element, flat view."""

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from sparse_pretrain.config.distillation import DistillationSection
 from sparse_pretrain.config.model import Attention, ModelSection
 from sparse_pretrain.config.pruning import CoupledStructure
-from sparse_pretrain.config.distillation import DistillationSection
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.masking import TokenTable
 from sparse_pretrain.data.shards import PreparedSplit

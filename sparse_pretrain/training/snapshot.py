@@ -34,7 +34,7 @@ class Snapshots:
         """Write a checkpoint of the trainer's present step together with all ranks.
 
         Raises:
-            MaskViolation: a weight does not obey its mask; nothing is written.
+            MaskViolationError: a weight does not obey its mask; nothing is written.
         """
         if trainer.pruner is not None:
             trainer.pruner.verify()

@@ -75,7 +75,7 @@ class Trainer:
 
         Raises:
             TrainingDivergedError: too many steps in a row had no usable update.
-            MaskViolation: a weight does not obey its mask.
+            MaskViolationError: a weight does not obey its mask.
         """
         recipe = self.recipe
         self._tell(lambda listener: listener.on_start(self.step, recipe.steps))

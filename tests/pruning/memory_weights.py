@@ -17,6 +17,8 @@ class MemoryWeights:
     by itself (`each`), as ZeRO 3 does.
     """
 
+    gradient_scale = 1.0
+
     def __init__(self, weights: Mapping[str, Tensor], ranks: Ranks, each: bool = False) -> None:
         self.ranks = ranks
         self.device = torch.device("cpu")

@@ -16,7 +16,7 @@ from sparse_pretrain.pruning.scorers.build import build_scorer
 from sparse_pretrain.pruning.structure import Structure
 from sparse_pretrain.pruning.structures.build import build_structure
 from sparse_pretrain.pruning.structures.coupled import CoupledSet, Member
-from sparse_pretrain.pruning.verify import MaskViolation
+from sparse_pretrain.pruning.verify import MaskViolationError
 from tests.pruning.lockstep import LockStepRanks, run_ranks
 from tests.pruning.memory_weights import MemoryWeights
 
@@ -227,7 +227,9 @@ def test_one_rank_equals_sorting_all_groups(
         total = sum(SHAPES[member].numel() for index in inside for member in units[index].members)
         left = round(naive_target(section, units[inside[0]].members) * total)
         order = sorted(
-            (float(pooled[unit].scores[group]), unit, group) for unit in inside for group in range(units[unit].groups)
+            (float(pooled[unit].scores[group]), unit, group)
+            for unit in inside
+            for group in range(units[unit].groups)
         )
         room = {unit: unit_room(section, units[unit].members) for unit in inside}
         floor_order: dict[int, int] = dict(room)
@@ -298,11 +300,11 @@ def test_verify_names_the_layer_that_broke_its_mask() -> None:
     driver.verify()
     place = int(torch.nonzero(~driver.masks["w"].view(-1))[0])
     weights.master["w"][place] = 1e-9
-    with pytest.raises(MaskViolation, match="w: 1 weights outside the frozen mask"):
+    with pytest.raises(MaskViolationError, match="w: 1 weights outside the frozen mask"):
         driver.verify()
     weights.master["w"][place] = 0.0
     weights.copies["w"].view(-1)[place] = -1e-30
-    with pytest.raises(MaskViolation, match="w: 1 weights outside the mask are not zero in the copy"):
+    with pytest.raises(MaskViolationError, match="w: 1 weights outside the mask are not zero in the copy"):
         driver.verify()
 
 
@@ -319,7 +321,7 @@ def test_verify_runs_on_every_rank_alike() -> None:
             held.master["pooler"][-1] = torch.nan
         try:
             driver.verify()
-        except MaskViolation as error:
+        except MaskViolationError as error:
             return str(error)
         return "fine"
 
@@ -330,7 +332,7 @@ def test_verify_runs_on_every_rank_alike() -> None:
 def test_a_nan_weight_stops_the_update_with_the_layer_s_name() -> None:
     weights, driver = one_weight()
     weights.master["w"][3] = torch.nan
-    with pytest.raises(MaskViolation, match="w: 1 weights are NaN"):
+    with pytest.raises(MaskViolationError, match="w: 1 weights are NaN"):
         driver.after_step(2)
 
 

@@ -106,7 +106,9 @@ def reference(recipe: TrainRecipe, movement: bool = False) -> dict[str, Any]:
         losses.append(float(loss.detach()))
         if step + 1 in (2, 4, 6):
             target = {2: 0.7, 4: 0.8, 6: 0.8}[step + 1]
-            for name, mask in lowest_pruned(moved if movement else weights, prunable, target, movement).items():
+            for name, mask in lowest_pruned(
+                moved if movement else weights, prunable, target, movement
+            ).items():
                 masks[name] = mask
             moved = {name: torch.zeros_like(weights[name]) for name in prunable}
         if step + 1 == 6:
@@ -127,7 +129,10 @@ def lowest_pruned(
     """Masks that prune the lowest: |w| of every weight for itself, or scores over all weights."""
     flat = {name: values[name].detach().flatten() for name in prunable}
     if not movement:
-        orders = {name: score.abs().argsort(stable=True)[: round(target * len(score))] for name, score in flat.items()}
+        orders = {
+            name: score.abs().argsort(stable=True)[: round(target * len(score))]
+            for name, score in flat.items()
+        }
         return {
             name: torch.ones(len(flat[name])).index_fill(0, order, 0).reshape(values[name].shape)
             for name, order in orders.items()

@@ -110,5 +110,8 @@ def test_masks_equal_a_single_process_s_at_every_stage(tmp_path: Path, size: int
 
 
 def test_the_sections_cover_every_structure_and_allocation() -> None:
-    kinds = {(section.get("structure", {}).get("kind"), section.get("allocation", {}).get("kind")) for section in sections()}
+    kinds = {
+        (section.get("structure", {}).get("kind"), section.get("allocation", {}).get("kind"))
+        for section in sections()
+    }
     assert {("block", "global"), ("coupled", "table"), ("n_of_m", "global"), ("rows", "uniform")} <= kinds
