@@ -220,7 +220,7 @@ def bench_masks_command(
 
     if model not in SHAPES:
         raise UserError(f"--model = {model!r}: must be one of {', '.join(SHAPES)}")
-    short = {"length": 128, "steps": 4, "updates": 3} if quick else {}
+    short = {"length": 128, "steps": 2, "updates": 3} if quick else {}
     numbers = bench_masks(MaskBenchSettings(model=model, stage=stage, **short), nproc)
     print_json(numbers) if as_json else render(numbers, Console())
 

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
+
 from sparse_pretrain.bench.masks import MaskBenchSettings, measure
 from sparse_pretrain.files import write_json
 from sparse_pretrain.telemetry.console import redirect_output
@@ -19,6 +21,9 @@ def main(folder: Path) -> None:
     numbers = measure(world, settings)
     if world.is_first:
         write_json(folder / "result.json", numbers)
+    # No rank may leave while another one still talks to it.
+    world.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -47,6 +47,13 @@ def count_true(mask: Tensor) -> int:
     return int(torch.count_nonzero(mask))
 
 
+def share_of_empty_rows(mask: Tensor) -> float:
+    """Return the share of rows of a 2-D mask without a True, in [0, 1] (numpy: see `count_true`)."""
+    if mask.device.type == "cpu":
+        return 1.0 - float(np.any(mask.numpy(), axis=1).mean())
+    return float((~mask.any(dim=1)).float().mean())
+
+
 def multiply(values: Tensor, mask: Tensor) -> None:
     """Set `values` to zero where `mask` is False, in place.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparse_pretrain.config.pruning import ElementStructure, PruningSection
 from sparse_pretrain.pruning.allocation import budget, most_that_may_go, scopes
+from sparse_pretrain.pruning.bits import share_of_empty_rows
 from sparse_pretrain.pruning.exchange import Extents, Piece, collect, exchange, owners
 from sparse_pretrain.pruning.masks import Flips, MaskSet
 from sparse_pretrain.pruning.schedule import (
@@ -264,7 +265,7 @@ class Pruner:
                 threshold=thresholds[scope_of[name]],
                 pruned=flips[name].pruned,
                 regrown=flips[name].regrown,
-                dead_rows=float((~self.masks[name].any(dim=1)).float().mean()),
+                dead_rows=share_of_empty_rows(self.masks[name]),
             )
             for name in self._shapes
         }
