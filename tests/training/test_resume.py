@@ -15,6 +15,15 @@ from tests.tiny import tiny_prepared, tiny_recipe
 
 State = dict[str, Any]
 
+# Scorers with memory of their own: step 3 lies in the middle of movement's window.
+PRUNING = {"target_sparsity": 0.8, "ramp_end": 4, "end": 4, "frequency": 2}
+MOVEMENT = PRUNING | {"scorer": {"kind": "movement"}, "allocation": {"kind": "global"}}
+UNDECAYED = PRUNING | {
+    "scorer": {"kind": "magnitude", "exclude_weight_decay": True},
+    "structure": {"kind": "block", "rows": 4, "columns": 1},
+    "masks": {"packed": True},
+}
+
 
 def train_from(world: World, jobs: list[tuple[dict[str, Any], str | None]]) -> list[State]:
     """Train each recipe to its end, from a checkpoint folder or from the start; return all that has memory."""
@@ -70,7 +79,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> TrainRecipe:
         data,
         folder / "run",
         model={**base.model.model_dump(), "dropout": 0.1},
-        pruning={"target_sparsity": 0.8, "ramp_end": 4, "end": 4, "frequency": 2},
+        pruning=PRUNING,
         learning_rate={"kind": "rewinding", "warmup": 0.125},
         checkpoint={"every": 3, "keep_last": 9},
     )
@@ -85,7 +94,11 @@ def job(recipe: TrainRecipe, stage: int, output: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_resume_equals_the_uninterrupted_run_bit_for_bit(recipe: TrainRecipe, tmp_path: Path) -> None:
     """ZeRO 1, 2, 3 in fp32 on two ranks, resumed mid-ramp and after the freeze, in new processes."""
-    jobs = {stage: job(recipe, stage, tmp_path / f"stage-{stage}") for stage in (1, 2, 3)}
+    pruning = {1: PRUNING, 2: MOVEMENT, 3: UNDECAYED}
+    jobs = {
+        stage: job(recipe, stage, tmp_path / f"stage-{stage}") | {"pruning": pruning[stage]}
+        for stage in (1, 2, 3)
+    }
     whole = run_distributed(train_from, 2, [(jobs[stage], None) for stage in (1, 2, 3)])
     for step in (3, 6):
         folders = [
@@ -103,12 +116,15 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(recipe: TrainRecipe, tm
 
 @pytest.mark.slow
 def test_resume_on_another_number_of_ranks_and_another_stage(recipe: TrainRecipe, tmp_path: Path) -> None:
-    """Two ranks at stage 3 save mid-ramp; one rank at stage 1 goes on along the same trajectory."""
+    """Two ranks at stage 3 save mid-ramp; one rank at stage 1 goes on along the same trajectory.
+
+    The scores that movement has gathered so far are cut anew, too.
+    """
     model = {**json.loads(recipe.model_dump_json())["model"], "dropout": 0.0}
-    values = job(recipe, 3, tmp_path / "two") | {"model": model}
+    values = job(recipe, 3, tmp_path / "two") | {"model": model, "pruning": MOVEMENT}
     whole = run_distributed(train_from, 2, [(values, None)])[0][0]
     folder = tmp_path / "two" / "checkpoints" / "step-0000003"
-    other = job(recipe, 1, tmp_path / "one") | {"model": model}
+    other = job(recipe, 1, tmp_path / "one") | {"model": model, "pruning": MOVEMENT}
     (resumed,) = run_distributed(train_from, 1, [(other, str(folder))])[0]
     assert resumed["started_at"] == 3
     assert resumed["masks"] == whole["masks"]
