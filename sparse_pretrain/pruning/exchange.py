@@ -1,6 +1,6 @@
 """Between shards and whole weights: scores go to one rank, verdicts come back to all."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,15 @@ from sparse_pretrain.pruning.structure import Unit
 
 @dataclass(frozen=True)
 class Extents:
-    """Which elements of which weight every rank holds: [start, start + length) by rank and weight."""
+    """Which elements of which weight every rank holds.
+
+    Attributes:
+        of: start and length by rank and weight; length 0 where a rank holds nothing.
+        device: where the weights live.
+    """
 
     of: Sequence[Mapping[str, tuple[int, int]]]
+    device: torch.device
 
     @classmethod
     def gather(
@@ -24,7 +30,7 @@ class Extents:
         """Tell all ranks what this one holds; a weight that `mine` lacks has length 0 (collective)."""
         table = torch.tensor([mine.get(name, (0, 0)) for name in names], dtype=torch.int64, device=device)
         rows = [part.reshape(-1, 2).tolist() for part in ranks.gather(table.reshape(-1))]
-        return cls([dict(zip(names, map(tuple, part), strict=True)) for part in rows])
+        return cls([dict(zip(names, map(tuple, part), strict=True)) for part in rows], device)
 
 
 def owners(units: Sequence[Unit], sizes: Mapping[str, int], ranks: int) -> list[int]:
@@ -39,43 +45,34 @@ def owners(units: Sequence[Unit], sizes: Mapping[str, int], ranks: int) -> list[
 
 
 def collect(
-    name: str,
-    shape: torch.Size,
-    part: Callable[[], Tensor],
-    extents: Extents,
-    owner: int,
-    ranks: Ranks,
-    device: torch.device,
+    scores: Tensor | None, shape: torch.Size, name: str, extents: Extents, owner: int, ranks: Ranks
 ) -> Tensor | None:
     """Bring the parts of one weight's scores to its owner.
 
-    Every rank calls for the same weights in the same order. The owner holds one whole weight at a time;
-    the others send their own part, and only that.
+    Every rank calls for the same weights in the same order. The owner holds one whole weight's scores at
+    a time; the others send their own part, and only that.
 
     Args:
-        name: the weight.
+        scores: of this rank's part, float32 [length]; None where it has none.
         shape: of the whole weight.
-        part: computes this rank's scores, float32 [length]; called only where length > 0.
+        name: of the weight.
         extents: who holds what.
         owner: the rank that gets the whole.
         ranks: all of them.
-        device: where scores live.
 
     Returns:
         The scores in the weight's shape on the owner, None elsewhere.
     """
-    start, length = extents.of[ranks.rank][name]
-    mine = part() if length else None
     if ranks.rank != owner:
-        if mine is not None:
-            ranks.send(mine, owner)
+        if scores is not None:
+            ranks.send(scores, owner)
         return None
-    whole = torch.empty(shape.numel(), dtype=torch.float32, device=device)
-    if mine is not None:
-        whole[start : start + length] = mine
+    whole = torch.empty(shape.numel(), dtype=torch.float32, device=extents.device)
     for source, held in enumerate(extents.of):
         start, length = held[name]
-        if source != owner and length:
+        if source == owner and scores is not None:
+            whole[start : start + length] = scores
+        elif length:
             ranks.receive(whole[start : start + length], source)
     return whole.reshape(shape)
 

@@ -1,16 +1,14 @@
 """Drives schedule, scorer, structure and allocation, and keeps the masks: the only stateful part of pruning."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sparse_pretrain.config.pruning import ElementStructure, PruningSection
-from sparse_pretrain.pruning.allocation import budget, most_that_may_go, scopes
+from sparse_pretrain.config.pruning import PruningSection
+from sparse_pretrain.pruning.allocation import Scope
 from sparse_pretrain.pruning.bits import share_of_empty_rows
-from sparse_pretrain.pruning.exchange import Extents, Piece, collect, exchange, owners
+from sparse_pretrain.pruning.contest import Contest
 from sparse_pretrain.pruning.masks import Flips, MaskSet
 from sparse_pretrain.pruning.schedule import (
     Schedule,
@@ -19,9 +17,8 @@ from sparse_pretrain.pruning.schedule import (
     target_sparsity,
     weight_sparsity,
 )
-from sparse_pretrain.pruning.scorer import Part, Scorer
-from sparse_pretrain.pruning.selection import Segment, Selection, prune_lowest
-from sparse_pretrain.pruning.structure import GroupScores, Structure
+from sparse_pretrain.pruning.scorer import Scorer
+from sparse_pretrain.pruning.structure import Structure
 from sparse_pretrain.pruning.update import LayerUpdate, MaskUpdate
 from sparse_pretrain.pruning.verify import same_everywhere, verify
 from sparse_pretrain.pruning.weights import WeightAccess
@@ -58,25 +55,17 @@ class Pruner:
         Raises:
             UserError: structure or allocation do not fit the weights.
         """
-        self.section = section
         self.schedule = Schedule.of(section)
         self.scorer = scorer
         self.frozen = False
         self._weights = weights
         self._weight_decay = weight_decay
-        self._structure = structure
-        self._units = list(structure.units(shapes))
-        members = [member for unit in self._units for member in unit.members]
-        self._shapes = {name: shape for name, shape in shapes.items() if name in set(members)}
-        sizes = {name: shape.numel() for name, shape in self._shapes.items()}
-        self._scopes = scopes(section.allocation, section.target_sparsity, self._units, sizes)
-        self._unit_weights = [sum(sizes[member] for member in unit.members) for unit in self._units]
-        self._owners = owners(self._units, sizes, weights.ranks.size)
+        self._contest = Contest(section, shapes, structure, weights)
+        self._shapes = self._contest.shapes
         self.masks = MaskSet.dense(self._shapes, weights.device, section.masks.packed)
         self.sparsity = 0.0
         # Whether masters of pruned weights are zero: then the copies made of them are, too.
         self._zeroed = False
-        self._gathered: Extents | None = None
 
     # --- around the optimizer step -----------------------------------------------------------------
 
@@ -137,16 +126,16 @@ class Pruner:
 
     def _update(self, step: int) -> MaskUpdate:
         regrowth = may_regrow(step, self.schedule)
-        segments = self._segments(regrowth)
-        if self.section.allocation.minimum_kept:
-            segments = self._protect_floor(segments)
-        budgets = [budget(scope, weight_sparsity(step, self.schedule, scope.final)) for scope in self._scopes]
+
+        def share(scope: Scope) -> float:
+            return weight_sparsity(step, self.schedule, scope.final)
+
         try:
-            selection = prune_lowest(segments, budgets, self._weights.ranks)
+            drawn, thresholds = self._contest.draw(self.scorer.score, share, self.masks, regrowth)
         except ValueError:
             self.verify()  # knows the layer's name
             raise
-        flips = self._replace_masks(segments, selection)
+        flips = {name: self.masks.replace(name, mask) for name, mask in drawn}
         if not same_everywhere(self.masks, self._weights):
             raise RuntimeError(f"step {step}: ranks computed different masks")
         for name in self._shapes:
@@ -158,117 +147,17 @@ class Pruner:
         self._zeroed = self.frozen or not regrowth
         if self._zeroed:
             self._weights.zero_pruned(self.masks)
-        return MaskUpdate(
-            step,
-            self.target_sparsity(step),
-            self.sparsity,
-            self._layers(flips, selection.thresholds),
-            self.frozen,
+        layers = {name: self._layer(name, flips[name], thresholds[name]) for name in self._shapes}
+        return MaskUpdate(step, self.target_sparsity(step), self.sparsity, layers, self.frozen)
+
+    def _layer(self, name: str, flips: Flips, threshold: float | None) -> LayerUpdate:
+        return LayerUpdate(
+            sparsity=self.masks.sparsity(name),
+            threshold=threshold,
+            pruned=flips.pruned,
+            regrown=flips.regrown,
+            dead_rows=share_of_empty_rows(self.masks[name]),
         )
-
-    def _segments(self, regrowth: bool) -> list[Segment]:
-        scope_of = {unit: index for index, scope in enumerate(self._scopes) for unit in scope.units}
-        if isinstance(self.section.structure, ElementStructure):
-            # Single weights are judged where they are: nothing is gathered, nothing is pooled.
-            return [
-                Segment(index, part.start, scope_of[index], GroupScores(self._scores(part, regrowth), 1))
-                for index, unit in enumerate(self._units)
-                if (part := self._weights.part(unit.members[0])) is not None
-            ]
-        return [
-            Segment(index, 0, scope_of[index], groups)
-            for index in range(len(self._units))
-            if (groups := self._pooled(index, regrowth)) is not None
-        ]
-
-    def _scores(self, part: Part, regrowth: bool) -> Tensor:
-        scores = self.scorer.score(part)
-        if regrowth:
-            return scores
-        return scores.masked_fill(~self.masks.part(part.name, part.start, part.master.numel()), -torch.inf)
-
-    def _pooled(self, index: int, regrowth: bool) -> GroupScores | None:
-        """Bring a unit's scores to its owner and pool them there; None on the other ranks."""
-        unit, owner, weights = self._units[index], self._owners[index], self._weights
-        single = self._structure.groups_are_weights
-
-        def whole(name: str) -> Tensor:
-            def part() -> Tensor:
-                mine = weights.part(name)
-                assert mine is not None  # noqa: S101 - `collect` asks only where the extent has a length
-                return self._scores(mine, regrowth or not single)
-
-            shape, extents = self._shapes[name], self._extents
-            found = collect(name, shape, part, extents, owner, weights.ranks, weights.device)
-            return torch.empty(0) if found is None else found
-
-        if weights.ranks.rank != owner:
-            for name in unit.members:
-                whole(name)
-            return None
-        groups = self._structure.pool(unit, whole)
-        if regrowth or single:
-            return groups
-        kept = self._structure.pool(unit, lambda name: self.masks[name].float()).scores
-        return replace(groups, scores=groups.scores.masked_fill(kept == 0, -torch.inf))
-
-    @property
-    def _extents(self) -> Extents:
-        if self._gathered is None:
-            mine = {
-                name: (part.start, part.master.numel())
-                for name in self._shapes
-                if (part := self._weights.part(name)) is not None
-            }
-            self._gathered = Extents.gather(
-                list(self._shapes), mine, self._weights.ranks, self._weights.device
-            )
-        return self._gathered
-
-    def _protect_floor(self, segments: Sequence[Segment]) -> list[Segment]:
-        """Forbid every unit to lose more than its floor allows: protect what the floor keeps of it."""
-        minimum = self.section.allocation.minimum_kept
-        caps = [most_that_may_go(weights, minimum) for weights in self._unit_weights]
-        alone = [replace(segment, scope=segment.unit) for segment in segments]
-        kept = prune_lowest(alone, caps, self._weights.ranks).keep
-        return [
-            replace(segment, groups=replace(segment.groups, protected=keep))
-            for segment, keep in zip(segments, kept, strict=True)
-        ]
-
-    def _replace_masks(self, segments: Sequence[Segment], selection: Selection) -> dict[str, Flips]:
-        names = list(self._shapes)
-        row = {name: index for index, name in enumerate(names)}
-        pieces: list[Piece] = []
-        for segment, keep in zip(segments, selection.keep, strict=True):
-            unit = self._units[segment.unit]
-            if isinstance(self.section.structure, ElementStructure):
-                pieces.append(Piece(row[unit.members[0]], segment.start, keep))
-            else:
-                expanded = self._structure.expand(unit, keep)
-                pieces.extend(Piece(row[name], 0, mask.reshape(-1)) for name, mask in expanded.items())
-        masks = exchange(pieces, list(self._shapes.values()), self._weights.ranks, self._weights.device)
-        return {name: self.masks.replace(name, mask) for name, mask in zip(names, masks, strict=True)}
-
-    def _layers(
-        self, flips: Mapping[str, Flips], thresholds: Sequence[float | None]
-    ) -> dict[str, LayerUpdate]:
-        scope_of = {
-            member: index
-            for index, scope in enumerate(self._scopes)
-            for unit in scope.units
-            for member in self._units[unit].members
-        }
-        return {
-            name: LayerUpdate(
-                sparsity=self.masks.sparsity(name),
-                threshold=thresholds[scope_of[name]],
-                pruned=flips[name].pruned,
-                regrown=flips[name].regrown,
-                dead_rows=share_of_empty_rows(self.masks[name]),
-            )
-            for name in self._shapes
-        }
 
     def _gradients_are_finite(self) -> bool:
         """Say whether all gradients of prunable weights are numbers; the step will be skipped when not."""

@@ -192,7 +192,8 @@ def check_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 def test_two_ranks_match_plain_torch_at_every_stage(recipe: TrainRecipe) -> None:
     """Losses, masks and weights of ZeRO 1, 2 and 3, of a sharded teacher and of packed masks, equal the
-    reference's."""
+    reference's.
+    """
     sharded = {**json.loads(recipe.model_dump_json())["distillation"], "placement": "sharded"}
     recipes = [
         *(with_stage(recipe, stage) for stage in (1, 2, 3)),
