@@ -6,8 +6,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from sparse_pretrain.config.base import Section
-from sparse_pretrain.config.model import DataSection, MaskingSection, ModelSection
 from sparse_pretrain.config.distillation import DistillationSection
+from sparse_pretrain.config.model import DataSection, MaskingSection, ModelSection
 from sparse_pretrain.config.pruning import PruningSection
 from sparse_pretrain.config.training import (
     BatchSection,
@@ -46,6 +46,16 @@ class TrainRecipe(Section):
     def warmup_steps(self) -> int:
         """Steps of learning-rate warm-up, rounded to a whole step."""
         return round(self.learning_rate.warmup * self.steps)
+
+    @model_validator(mode="after")
+    def _attention_is_returned(self) -> "TrainRecipe":
+        compared = self.distillation is not None and self.distillation.attention is not None
+        if compared and self.model.attention == "sdpa":
+            raise ValueError(
+                "model.attention = sdpa returns no attention maps, which distillation.attention compares: "
+                "set model.attention to eager, or leave it at auto"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "TrainRecipe":

@@ -6,27 +6,40 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from sparse_pretrain.config.model import Attention, ModelSection
-from sparse_pretrain.config.distillation import DistillationSection
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.masking import TokenTable
 from sparse_pretrain.data.shards import PreparedSplit
+from sparse_pretrain.distillation.matching import Match, match_teachers
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.files import sha256_file
 from sparse_pretrain.models.loading import empty_model, load_config, supports_next_sentence
 from sparse_pretrain.models.prunable import prunable_weights
+from sparse_pretrain.training.stored_teacher import check_stored_logits
+from sparse_pretrain.training.teacher_inputs import open_teachers
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Data, tokenizer and architectures of a run; `prunable` are the shapes of the weights to prune."""
+    """Data, tokenizer and architectures of a run.
+
+    Attributes:
+        train: rows to train on.
+        validation: held-out rows.
+        tokenizer: of the data.
+        table: what masking knows of its vocabulary.
+        config: the student's architecture.
+        teacher_configs: the teachers', in the recipe's order; none with stored logits.
+        matches: what the student compares with each teacher beside logits.
+        next_sentence: the student has a next-sentence head to train.
+        prunable: shapes of the weights to prune.
+    """
 
     train: PreparedSplit
     validation: PreparedSplit
     tokenizer: PreTrainedTokenizerBase
     table: TokenTable
     config: PretrainedConfig
-    teacher_config: PretrainedConfig | None
+    teacher_configs: tuple[PretrainedConfig, ...]
+    matches: tuple[Match, ...]
     next_sentence: bool
     prunable: dict[str, torch.Size]
 
@@ -43,14 +56,12 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     tokenizer = open_tokenizer(recipe.data.path / "tokenizer", manifest.vocabulary_size)
     config = load_config(recipe.model, manifest.vocabulary_size)
     check_positions(config, manifest.sequence_length)
-    teacher_config = None
-    if recipe.distillation is not None:
-        teacher_config = load_config(teacher_section(recipe.distillation, recipe.model.attention), None)
-        if teacher_config.vocab_size != config.vocab_size:
-            raise UserError(
-                f"distillation.teacher = {recipe.distillation.teacher!r}: its vocabulary has "
-                f"{teacher_config.vocab_size} tokens, the student's {config.vocab_size}; they must be the same"
-            )
+    check_stored_logits(recipe, manifest.fingerprint, config.vocab_size)
+    teachers = open_teachers(recipe, config, tokenizer)
+    for teacher in teachers:
+        check_positions(teacher, manifest.sequence_length, "the teacher")
+    section = recipe.distillation
+    matches = match_teachers(section, config, teachers) if section is not None else ()
     table = TokenTable.of(tokenizer, manifest.special_tokens, manifest.vocabulary_size)
     next_sentence = train.has_pairs and supports_next_sentence(config)
     student = empty_model(config, next_sentence)
@@ -58,7 +69,17 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
         prunable_weights(student, recipe.pruning.include, recipe.pruning.exclude) if recipe.pruning else {}
     )
     prunable = {name: weight.shape for name, weight in weights.items()}
-    return Inputs(train, validation, tokenizer, table, config, teacher_config, next_sentence, prunable)
+    return Inputs(
+        train,
+        validation,
+        tokenizer,
+        table,
+        config,
+        teachers,
+        matches,
+        next_sentence,
+        prunable,
+    )
 
 
 def open_tokenizer(folder: Path, vocabulary_size: int) -> PreTrainedTokenizerBase:
@@ -80,7 +101,7 @@ def open_tokenizer(folder: Path, vocabulary_size: int) -> PreTrainedTokenizerBas
     return tokenizer
 
 
-def check_positions(config: PretrainedConfig, length: int) -> None:
+def check_positions(config: PretrainedConfig, length: int, who: str = "the model") -> None:
     """Refuse rows that are longer than the model's position embeddings."""
     positions = getattr(config, "max_position_embeddings", None)
     # RoBERTa's numbering starts behind the pad token's id.
@@ -89,19 +110,6 @@ def check_positions(config: PretrainedConfig, length: int) -> None:
     )
     if positions is not None and length > positions - spare:
         raise UserError(
-            f"data.path: rows have {length} tokens, the model has {positions - spare} positions; prepare the "
+            f"data.path: rows have {length} tokens, {who} has {positions - spare} positions; prepare the "
             f"data with sequence_length={positions - spare} or less"
         )
-
-
-def teacher_section(section: DistillationSection, attention: Attention) -> ModelSection:
-    """Return the model section that means the teacher."""
-    return ModelSection(source=section.teacher, dropout=0.0, attention=attention)
-
-
-def teacher_identity(recipe: TrainRecipe) -> str | None:
-    """Return what a resumed run compares: the hash of a local teacher's weights, else its name."""
-    if recipe.distillation is None:
-        return None
-    weights = Path(recipe.distillation.teacher) / "model.safetensors"
-    return sha256_file(weights) if weights.is_file() else recipe.distillation.teacher
