@@ -10,6 +10,7 @@ from sparse_pretrain.checkpoint.contents import CheckpointModel
 from sparse_pretrain.checkpoint.shards import MASTER, FragmentReader
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import fsync_file, fsync_folder, read_json, sha256_file, write_json
+from sparse_pretrain.models.projections import is_projection
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 
 CHECKPOINTS = "checkpoints"
@@ -175,7 +176,8 @@ def resolve_checkpoint(path: Path) -> Path:
 def read_checkpoint(folder: Path) -> CheckpointModel:
     """Read the fp32 masters (dense: masks are not applied) and all that a release tells about them.
 
-    Needs neither DeepSpeed nor a GPU nor the number of ranks that wrote it.
+    Needs neither DeepSpeed nor a GPU nor the number of ranks that wrote it. Distillation's projections
+    are no part of the model and are left out.
 
     Raises:
         UserError: the folder is not a whole checkpoint.
@@ -187,7 +189,7 @@ def read_checkpoint(folder: Path) -> CheckpointModel:
     reader = FragmentReader(sorted((folder / WEIGHTS).iterdir()))
     masks = folder / MASK_FILE
     return CheckpointModel(
-        weights={name: reader.whole(MASTER, name) for name in reader.shapes},
+        weights={name: reader.whole(MASTER, name) for name in reader.shapes if not is_projection(name)},
         masks=MaskSet.load(masks) if masks.is_file() else None,
         model_folder=folder / MODEL,
         step=int(state["step"]),

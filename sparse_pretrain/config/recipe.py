@@ -50,6 +50,16 @@ class TrainRecipe(Section):
         return round(self.learning_rate.warmup * self.steps)
 
     @model_validator(mode="after")
+    def _attention_is_returned(self) -> "TrainRecipe":
+        compared = self.distillation is not None and self.distillation.attention is not None
+        if compared and self.model.attention == "sdpa":
+            raise ValueError(
+                "model.attention = sdpa returns no attention maps, which distillation.attention compares: "
+                "set model.attention to eager, or leave it at auto"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sections_agree(self) -> "TrainRecipe":
         if self.pruning is not None and self.pruning.end > self.steps:
             raise ValueError(f"pruning.end = {self.pruning.end} lies beyond steps = {self.steps}")

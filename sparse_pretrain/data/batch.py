@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sparse_pretrain.data.masking import IGNORED
@@ -31,6 +32,7 @@ class Batch:
         labels: int64 [positions], the token to predict, or `IGNORED`.
         next_sentence_labels: int64 [rows], 1 = random next; None without pairs.
         counts: of this micro-batch.
+        stream: int64 [rows], each row's place in the endless stream of training samples; None outside it.
     """
 
     input_ids: Tensor
@@ -40,6 +42,7 @@ class Batch:
     labels: Tensor
     next_sentence_labels: Tensor | None
     counts: Counts
+    stream: NDArray[np.int64] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`."""
@@ -55,10 +58,17 @@ class Batch:
             self.labels.to(device, non_blocking=True),
             move(self.next_sentence_labels),
             self.counts,
+            self.stream,
         )
 
 
-def make_batch(rows: Rows, inputs: np.ndarray, labels: np.ndarray, every_real_position: bool) -> Batch:
+def make_batch(
+    rows: Rows,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    every_real_position: bool,
+    stream: NDArray[np.int64] | None = None,
+) -> Batch:
     """Build a micro-batch from rows and what masking made of them.
 
     Args:
@@ -67,6 +77,7 @@ def make_batch(rows: Rows, inputs: np.ndarray, labels: np.ndarray, every_real_po
         labels: int64 [rows, length], `IGNORED` where nothing is predicted.
         every_real_position: True asks for logits at all real tokens (distillation needs them), False
             only where something is predicted.
+        stream: int64 [rows], places in the stream of training samples; None outside it.
     """
     # A multiple of 8 suits the hardware's tiles; padding beyond it would only cost time.
     width = min(-(-int(rows.lengths.max()) // 8) * 8, inputs.shape[1])
@@ -87,4 +98,5 @@ def make_batch(rows: Rows, inputs: np.ndarray, labels: np.ndarray, every_real_po
         labels=torch.from_numpy(labels.reshape(-1)[wanted]),
         next_sentence_labels=None if rows.random_next is None else torch.from_numpy(rows.random_next),
         counts=Counts(int(predicted.sum()), int(real.sum()), len(inputs)),
+        stream=stream,
     )

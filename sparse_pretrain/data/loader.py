@@ -84,16 +84,16 @@ class TrainingLoader:
         epochs, samples = epochs_and_samples(
             start, part.global_size, len(self.split), self.split.manifest.fingerprint, self._seed
         )
-        epochs, samples = epochs[part.rank :: part.world_size], samples[part.rank :: part.world_size]
-        return [
-            self._build(epochs[first : first + part.micro_size], samples[first : first + part.micro_size])
-            for first in range(0, len(samples), part.micro_size)
-        ]
+        stream = np.arange(start, start + part.global_size, dtype=np.int64)
+        mine = slice(part.rank, None, part.world_size)
+        epochs, samples, stream = epochs[mine], samples[mine], stream[mine]
+        cuts = [slice(first, first + part.micro_size) for first in range(0, len(samples), part.micro_size)]
+        return [self._build(epochs[cut], samples[cut], stream[cut]) for cut in cuts]
 
-    def _build(self, epochs: np.ndarray, samples: np.ndarray) -> Batch:
+    def _build(self, epochs: np.ndarray, samples: np.ndarray, stream: np.ndarray) -> Batch:
         rows = self.split.gather(samples)
         inputs, labels = mask_tokens(rows.tokens, epochs, samples, self._seed, self._masking, self._table)
-        return make_batch(rows, inputs, labels, self._every_real_position)
+        return make_batch(rows, inputs, labels, self._every_real_position, stream)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the data."""

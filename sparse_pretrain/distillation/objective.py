@@ -1,5 +1,6 @@
 """The training objective: weighted sums over tokens, divided by global counts."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -7,45 +8,222 @@ from torch import Tensor
 
 from sparse_pretrain.config.distillation import DistillationSection
 from sparse_pretrain.data.batch import Batch, Counts
+from sparse_pretrain.data.masking import IGNORED
+from sparse_pretrain.distillation.feature_losses import attention_loss, hidden_loss
 from sparse_pretrain.distillation.losses import distillation_loss, masked_language_loss, next_sentence_loss
+from sparse_pretrain.distillation.matching import HiddenPair, LayerPair, Match
+from sparse_pretrain.distillation.top_logits import TopLogits, top_distillation_loss
 from sparse_pretrain.models.pretraining import Predictions
+
+Answer = Predictions | TopLogits
+
+
+class Parts(NamedTuple):
+    """What distillation is made of, each part an unweighted mean over teachers (by their shares)."""
+
+    logits: Tensor
+    hidden: Tensor
+    attention: Tensor
+    embeddings: Tensor
 
 
 class Losses(NamedTuple):
-    """This micro-batch's shares of the global losses: over ranks and micro-batches they add up to them."""
+    """This micro-batch's shares of the global losses: over ranks and micro-batches they add up to them.
+
+    Attributes:
+        total: what is trained on, with gradient.
+        mlm: mean over predicted tokens, in nats.
+        next_sentence: mean over rows, in nats.
+        distillation: KD, the sum of weighted parts; the logits' mean where there is nothing else.
+        parts: unweighted means.
+        agreement: share of the predicted positions where the student's first choice is the teacher's;
+            0 where it was not asked for.
+    """
 
     total: Tensor
     mlm: Tensor
     next_sentence: Tensor
     distillation: Tensor
+    parts: Parts
+    agreement: Tensor
+
+    def numbers(self) -> Tensor:
+        """Return everything in one vector, for one sum over ranks; `read` names the numbers again."""
+        flat = [self.total, self.mlm, self.next_sentence, self.distillation, *self.parts, self.agreement]
+        return torch.stack([value.detach().float() for value in flat])
+
+
+class GlobalLosses(NamedTuple):
+    """`Losses` summed over ranks and micro-batches."""
+
+    total: float
+    mlm: float
+    next_sentence: float
+    distillation: float
+    parts: dict[str, float]
+    agreement: float
+
+    @classmethod
+    def read(cls, numbers: Sequence[float]) -> "GlobalLosses":
+        """Name the numbers of a sum of `Losses.numbers`."""
+        total, mlm, relation, follow, *parts, agreement = numbers
+        return cls(total, mlm, relation, follow, dict(zip(Parts._fields, parts, strict=True)), agreement)
 
 
 class Objective:
-    """mlm_weight x (MLM + NSP) + kd_weight x KD, or MLM + NSP alone without a teacher."""
+    """mlm_weight x (MLM + NSP) + kd_weight x KD, or MLM + NSP alone without a teacher.
 
-    def __init__(self, section: DistillationSection | None) -> None:
+    Args:
+        section: the recipe's distillation; None without.
+        matches: what is compared with each teacher beside logits; none: logits only.
+    """
+
+    def __init__(self, section: DistillationSection | None, matches: Sequence[Match] = ()) -> None:
         self._section = section
+        self._matches = matches or (Match(),) * (len(section.teachers) if section is not None else 0)
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The parts of distillation that this run has."""
+        section = self._section
+        if section is None:
+            return ()
+        present = (section.logits_weight, section.hidden, section.attention, section.embeddings)
+        return tuple(name for name, there in zip(Parts._fields, present, strict=True) if there)
 
     def __call__(
-        self, student: Predictions, teacher: Predictions | None, batch: Batch, totals: Counts
+        self,
+        student: Predictions,
+        teachers: Sequence[Answer],
+        batch: Batch,
+        totals: Counts,
+        temperature: float = 1.0,
+        agreement: bool = False,
     ) -> Losses:
         """Return the losses of one micro-batch.
 
         Args:
             student: with gradient.
-            teacher: without; None when there is no distillation.
+            teachers: without, in the recipe's order; empty when there is no distillation.
             batch: the micro-batch.
             totals: counts over the **global** batch (every rank, every micro-batch). Dividing by these
                 instead of by local counts makes the trajectory independent of the number of ranks.
+            temperature: of the logits' distillation at this step.
+            agreement: measure it (a pass over the logits of the predicted positions).
         """
         zero = torch.zeros((), device=student.tokens.device)
         mlm = masked_language_loss(student.tokens, batch.labels) / max(1, totals.predicted)
         relation = zero
         if student.next_sentence is not None and batch.next_sentence_labels is not None:
             relation = next_sentence_loss(student.next_sentence, batch.next_sentence_labels) / totals.rows
-        if self._section is None or teacher is None:
-            return Losses(mlm + relation, mlm.detach(), relation.detach(), zero)
         section = self._section
-        follow = distillation_loss(student.tokens, teacher.tokens, section.temperature) / totals.real
+        if section is None or not teachers:
+            parts = Parts(zero, zero, zero, zero)
+            return Losses(mlm + relation, mlm.detach(), relation.detach(), zero, parts, zero)
+        parts = Parts(zero, zero, zero, zero)
+        for share, match, teacher in zip(section.shares, self._matches, teachers, strict=True):
+            found = self._parts(section, match, student, teacher, batch, totals, temperature)
+            parts = Parts(*(before + share * part for before, part in zip(parts, found, strict=True)))
+        follow = weighted(section, parts)
         total = section.mlm_weight * (mlm + relation) + section.kd_weight * follow
-        return Losses(total, mlm.detach(), relation.detach(), follow.detach())
+        same = zero
+        if agreement:
+            for share, teacher in zip(section.shares, teachers, strict=True):
+                same = same + share * same_choices(student, teacher, batch) / max(1, totals.predicted)
+        parts = Parts(*(part.detach() for part in parts))
+        return Losses(total, mlm.detach(), relation.detach(), follow.detach(), parts, same)
+
+    @staticmethod
+    def _parts(
+        section: DistillationSection,
+        match: Match,
+        student: Predictions,
+        teacher: Answer,
+        batch: Batch,
+        totals: Counts,
+        temperature: float,
+    ) -> Parts:
+        zero = torch.zeros((), device=student.tokens.device)
+        logits = zero
+        if section.logits_weight:
+            everywhere = section.positions == "all"
+            mine, its = (student, teacher) if everywhere else predicted_only(student, teacher, batch)
+            count = totals.real if everywhere else max(1, totals.predicted)
+            logits = logits_loss(mine.tokens, its, temperature) / count
+        if isinstance(teacher, TopLogits):
+            return Parts(logits, zero, zero, zero)
+        mask = batch.attention_mask
+        return Parts(
+            logits,
+            hidden_part(match.hidden, student, teacher, mask, zero) / totals.real,
+            attention_part(match.attention, student, teacher, mask, zero) / totals.real,
+            hidden_part(match.embeddings, student, teacher, mask, zero) / totals.real,
+        )
+
+
+def weighted(section: DistillationSection, parts: Parts) -> Tensor:
+    """Return KD: the parts times the recipe's weights, summed; parts that the recipe lacks add nothing."""
+    weights = (section.hidden, section.attention, section.embeddings)
+    total = section.logits_weight * parts.logits
+    for part, weight in zip(parts[1:], weights, strict=True):
+        if weight is not None:
+            total = total + weight.weight * part
+    return total
+
+
+def logits_loss(student: Tensor, teacher: Answer, temperature: float) -> Tensor:
+    """Return the summed T^2 KL of logits at the same positions, whole or cut down to the top ones."""
+    if isinstance(teacher, TopLogits):
+        return top_distillation_loss(student, teacher, temperature)
+    return distillation_loss(student, teacher.tokens, temperature)
+
+
+def hidden_part(
+    pairs: Sequence[HiddenPair],
+    student: Predictions,
+    teacher: Predictions,
+    attention_mask: Tensor | None,
+    zero: Tensor,
+) -> Tensor:
+    """Return the hidden-state loss, a mean over pairs of sums over tokens; `zero` without pairs."""
+    losses = [
+        hidden_loss(student.hidden[pair.student], teacher.hidden[pair.teacher], attention_mask)
+        for pair in pairs
+    ]
+    return torch.stack(losses).mean() if losses else zero
+
+
+def attention_part(
+    pairs: Sequence[LayerPair],
+    student: Predictions,
+    teacher: Predictions,
+    attention_mask: Tensor | None,
+    zero: Tensor,
+) -> Tensor:
+    """Return the attention loss, a mean over pairs of sums over query tokens; `zero` without pairs."""
+    losses = [
+        attention_loss(student.attention[pair.student], teacher.attention[pair.teacher], attention_mask)
+        for pair in pairs
+    ]
+    return torch.stack(losses).mean() if losses else zero
+
+
+def predicted_only(student: Predictions, teacher: Answer, batch: Batch) -> tuple[Predictions, Answer]:
+    """Return both sides' logits at the predicted positions only; as they are when the batch has no others."""
+    if batch.counts.predicted == len(batch.labels):
+        return student, teacher
+    rows = torch.nonzero(batch.labels != IGNORED).squeeze(1)
+    mine = student._replace(tokens=student.tokens[rows])
+    if isinstance(teacher, TopLogits):
+        # Stored for the positions that the loss needs: a row may be missing where nothing is predicted.
+        kept = rows if len(teacher.ids) == len(batch.labels) else slice(None)
+        return mine, TopLogits(*(column[kept] for column in teacher))
+    return mine, teacher._replace(tokens=teacher.tokens[rows])
+
+
+@torch.no_grad()
+def same_choices(student: Predictions, teacher: Answer, batch: Batch) -> Tensor:
+    """Count the predicted positions where student and teacher hold the same token for the likeliest."""
+    mine, its = predicted_only(student, teacher, batch)
+    best = its.ids[:, 0] if isinstance(its, TopLogits) else its.tokens.argmax(dim=-1)
+    return (mine.tokens.argmax(dim=-1) == best).sum()

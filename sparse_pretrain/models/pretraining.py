@@ -1,12 +1,32 @@
 """The module that the engine wraps: encoder, then heads where a loss needs them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparse_pretrain.data.batch import Batch
 from sparse_pretrain.models.heads import head_of
+from sparse_pretrain.models.projections import PROJECTION_PREFIX
+
+
+class HiddenTap(NamedTuple):
+    """A hidden state to return.
+
+    Attributes:
+        layer: 0 is the embedding layer's output, i the output of encoder layer i.
+        projection: name of the projection that it goes through; None for none.
+    """
+
+    layer: int
+    projection: str | None = None
+
+
+class Taps(NamedTuple):
+    """Inner values that a forward pass returns beside logits; `attention` are layers, from 1."""
+
+    hidden: tuple[HiddenTap, ...] = ()
+    attention: tuple[int, ...] = ()
 
 
 class Predictions(NamedTuple):
@@ -15,20 +35,42 @@ class Predictions(NamedTuple):
     Attributes:
         tokens: logits [positions, vocabulary] at the batch's positions.
         next_sentence: logits [rows, 2]; None when the batch has no pairs.
+        hidden: [rows, length, width] by tap.
+        attention: probabilities [rows, heads, length (queries), length (keys)] by layer.
     """
 
     tokens: Tensor
     next_sentence: Tensor | None
+    hidden: dict[HiddenTap, Tensor] = {}  # noqa: RUF012 - never written to
+    attention: dict[int, Tensor] = {}  # noqa: RUF012
 
 
 class PretrainingModel(nn.Module):
-    """A Hugging Face masked-language model whose forward returns logits at chosen positions only."""
+    """A Hugging Face masked-language model whose forward returns logits at chosen positions only.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        model: the masked-language model.
+        taps: inner values to return as well; attention needs the model's eager implementation.
+        projections: linear maps by name, for the taps that name one. They are trained with the model and
+            saved in checkpoints, but are no part of it.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, taps: Taps | None = None, projections: nn.ModuleDict | None = None
+    ) -> None:
         super().__init__()
         self.model = model
+        self.projections = projections if projections is not None else nn.ModuleDict()
+        self._taps = taps or Taps()
         self._head = head_of(model)
         self._takes_types = model.config.model_type in ("bert", "electra", "albert", "deberta-v2")
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return all parameters: the model's under Hugging Face's own names, projections' under a prefix."""
+        return {
+            **dict(self.model.named_parameters()),
+            **{PROJECTION_PREFIX + name: weight for name, weight in self.projections.named_parameters()},
+        }
 
     def forward(
         self,
@@ -39,13 +81,18 @@ class PretrainingModel(nn.Module):
         next_sentence: bool,
     ) -> Predictions:
         """Run the encoder and the heads; shapes as in `Batch` and `Predictions`."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None and self._takes_types:
             inputs["token_type_ids"] = token_type_ids
+        if self._taps.hidden:
+            inputs["output_hidden_states"] = True
+        if self._taps.attention:
+            inputs["output_attentions"] = True
         if self._head is None:
             output = self.model(**inputs)
             logits = output.logits
-            return Predictions(logits.reshape(-1, logits.shape[-1])[positions], None)
+            tokens = logits.reshape(-1, logits.shape[-1])[positions]
+            return Predictions(tokens, None, self._hidden(output), self._attention(output))
         encoded = getattr(self.model, self.model.base_model_prefix)(**inputs)
         hidden = encoded.last_hidden_state
         chosen = hidden.reshape(-1, hidden.shape[-1])[positions]
@@ -54,7 +101,18 @@ class PretrainingModel(nn.Module):
         relation_head = getattr(getattr(self.model, "cls", None), "seq_relationship", None)
         if next_sentence and relation_head is not None:
             relation = relation_head(encoded.pooler_output)
-        return Predictions(self._head(self.model, chosen), relation)
+        tokens = self._head(self.model, chosen)
+        return Predictions(tokens, relation, self._hidden(encoded), self._attention(encoded))
+
+    def _hidden(self, output: Any) -> dict[HiddenTap, Tensor]:
+        states = {tap: output.hidden_states[tap.layer] for tap in self._taps.hidden}
+        return {
+            tap: state if tap.projection is None else self.projections[tap.projection](state)
+            for tap, state in states.items()
+        }
+
+    def _attention(self, output: Any) -> dict[int, Tensor]:
+        return {layer: output.attentions[layer - 1] for layer in self._taps.attention}
 
 
 def arguments(batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, bool]:

@@ -9,42 +9,51 @@ from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.batch import Batch
 from sparse_pretrain.data.loader import Slice, TrainingLoader, evaluation_batches
 from sparse_pretrain.data.order import key_of
+from sparse_pretrain.distillation.matching import projection_widths, student_taps, teacher_taps
+from sparse_pretrain.distillation.objective import Objective
+from sparse_pretrain.distillation.stored_logits import StoredLogits
+from sparse_pretrain.distillation.teacher import ReplicatedTeacher
 from sparse_pretrain.models.loading import build_model
-from sparse_pretrain.models.pretraining import Predictions, PretrainingModel, arguments
+from sparse_pretrain.models.pretraining import PretrainingModel
+from sparse_pretrain.models.projections import build_projections
 from sparse_pretrain.pruning.pruner import Pruner
 from sparse_pretrain.pruning.scorers.build import build_scorer
 from sparse_pretrain.pruning.structures.build import build_structure
 from sparse_pretrain.training.callback import Callback
 from sparse_pretrain.training.deepspeed_config import deepspeed_config
 from sparse_pretrain.training.engine import Engine, ShardedTeacher
-from sparse_pretrain.training.inputs import Inputs, teacher_identity, teacher_section
+from sparse_pretrain.training.inputs import Inputs
 from sparse_pretrain.training.precision import DTYPES, Resolved
 from sparse_pretrain.training.snapshot import Snapshots
+from sparse_pretrain.training.teacher_inputs import student_section, teacher_identity, teacher_section
 from sparse_pretrain.training.trainer import Teacher, Trainer
 from sparse_pretrain.training.world import World
 
 
-class ReplicatedTeacher:
-    """A frozen model, whole on every rank, in the run's precision."""
+def build_teachers(recipe: TrainRecipe, inputs: Inputs, world: World, precision: Resolved) -> list[Teacher]:
+    """Load the teachers where the recipe wants them; never part of the optimizer or of a checkpoint."""
+    section = recipe.distillation
+    if section is None:
+        return []
+    if section.precomputed is not None:
+        return [StoredLogits(section.precomputed, world.device)]
+    teachers: list[Teacher] = []
+    for source, config, match in zip(section.teachers, inputs.teacher_configs, inputs.matches, strict=True):
+        loaded = build_model(config, teacher_section(source, recipe), next_sentence=False)
+        model = PretrainingModel(loaded, teacher_taps(match))
+        if section.placement == "sharded":
+            teachers.append(ShardedTeacher(model, precision, recipe.batch.micro_size))
+        else:
+            teachers.append(ReplicatedTeacher(model, world.device, DTYPES[precision]))
+    return teachers
 
-    def __init__(self, model: PretrainingModel, device: torch.device, precision: Resolved) -> None:
-        self._model = model.to(device=device, dtype=DTYPES[precision]).requires_grad_(False).eval()
 
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> Predictions:
-        """Run the teacher without gradient."""
-        return self._model(*arguments(batch))  # type: ignore[no-any-return]
-
-
-def build_teacher(recipe: TrainRecipe, inputs: Inputs, world: World, precision: Resolved) -> Teacher | None:
-    """Load the teacher where the recipe wants it; never part of the optimizer or of a checkpoint."""
-    if recipe.distillation is None or inputs.teacher_config is None:
-        return None
-    section = teacher_section(recipe.distillation, recipe.model.attention)
-    model = PretrainingModel(build_model(inputs.teacher_config, section, next_sentence=False))
-    if recipe.distillation.placement == "sharded":
-        return ShardedTeacher(model, precision, recipe.batch.micro_size)
-    return ReplicatedTeacher(model, world.device, precision)
+def build_student(recipe: TrainRecipe, inputs: Inputs) -> PretrainingModel:
+    """Return the student with what distillation adds beside it: taps, and projections where widths differ."""
+    model = build_model(inputs.config, student_section(recipe), inputs.next_sentence)
+    inputs.config.architectures = [type(model).__name__]
+    widths = projection_widths(inputs.matches, inputs.config, inputs.teacher_configs)
+    return PretrainingModel(model, student_taps(inputs.matches), build_projections(widths, recipe.seed))
 
 
 def build_pruner(recipe: TrainRecipe, inputs: Inputs, engine: Engine) -> Pruner | None:
@@ -68,15 +77,15 @@ def build_trainer(
     settings = deepspeed_config(recipe, precision, world.size)
     # Fresh weights (a new head, a model from scratch) must be the same on every rank …
     torch.manual_seed(recipe.seed)
-    student = build_model(inputs.config, recipe.model, inputs.next_sentence)
-    inputs.config.architectures = [type(student).__name__]
-    engine = Engine(PretrainingModel(student), recipe.optimizer, settings)
-    teacher = build_teacher(recipe, inputs, world, precision)
+    engine = Engine(build_student(recipe, inputs), recipe.optimizer, settings)
+    teachers = build_teachers(recipe, inputs, world, precision)
+    objective = Objective(recipe.distillation, inputs.matches)
     # … dropout must not.
     torch.manual_seed(key_of("dropout", recipe.seed, world.rank) % 2**63)
     pruner = build_pruner(recipe, inputs, engine)
+    everywhere = recipe.distillation is not None and recipe.distillation.needs_all_logits
     loader = TrainingLoader(
-        inputs.train, part, recipe.masking, inputs.table, recipe.seed, every_real_position=teacher is not None
+        inputs.train, part, recipe.masking, inputs.table, recipe.seed, every_real_position=everywhere
     )
 
     def validation() -> list[Batch]:
@@ -86,7 +95,7 @@ def build_trainer(
             )
         )
 
-    trainer = Trainer(recipe, world, engine, teacher, loader, pruner, validation, callbacks)
+    trainer = Trainer(recipe, world, engine, teachers, objective, loader, pruner, validation, callbacks)
     snapshots = Snapshots(
         recipe.output / CHECKPOINTS, teacher_identity(recipe), inputs.tokenizer, inputs.config
     )

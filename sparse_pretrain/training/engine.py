@@ -49,12 +49,13 @@ class Fragment:
 class Engine:
     """A student under DeepSpeed: forward, backward, step, and access to its partitioned weights.
 
-    Implements `pruning.weights.WeightAccess`. Parameter names are Hugging Face's own.
+    Implements `pruning.weights.WeightAccess`. Parameter names are Hugging Face's own;
+    distillation's projections have a prefix (`models.projections`).
     """
 
     def __init__(self, model: PretrainingModel, section: OptimizerSection, config: dict[str, Any]) -> None:
         self.stage = int(config["zero_optimization"]["stage"])
-        self.parameters: dict[str, nn.Parameter] = dict(model.model.named_parameters())
+        self.parameters: dict[str, nn.Parameter] = model.trained_parameters()
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         self._adam = adam(model, section)
         originals = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}

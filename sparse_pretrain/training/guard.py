@@ -16,23 +16,31 @@ class Guard:
         self.skipped = 0
         self._limit = limit
         self._in_a_row = 0
+        self._loss = 0.0
 
-    def check(self, step: int, loss: float, applied: bool, last_checkpoint: Path | None) -> None:
+    def count(self, loss: float, applied: bool) -> None:
         """Take note of one step.
 
         Args:
-            step: steps done, this one included.
             loss: over all ranks.
             applied: False when the engine skipped the update, on all ranks.
+        """
+        self.skipped += not applied
+        self._loss = loss
+        self._in_a_row = 0 if applied and math.isfinite(loss) else self._in_a_row + 1
+
+    def check(self, step: int, last_checkpoint: Path | None) -> None:
+        """Stop the run when nothing comes of it any more.
+
+        Args:
+            step: steps done.
             last_checkpoint: the newest complete one.
 
         Raises:
-            TrainingDivergedError: this was the last one in a row that is allowed.
+            TrainingDivergedError: as many steps in a row as are allowed had no usable update.
         """
-        self.skipped += not applied
-        self._in_a_row = 0 if applied and math.isfinite(loss) else self._in_a_row + 1
         if self._in_a_row >= self._limit:
             raise TrainingDivergedError(
-                f"step {step}: {self._in_a_row} steps in a row without a usable update (loss {loss}; a loss or "
-                f"gradient was NaN or infinite); last good checkpoint: {last_checkpoint or 'none yet'}"
+                f"step {step}: {self._in_a_row} steps in a row without a usable update (loss {self._loss}; a loss "
+                f"or gradient was NaN or infinite); last good checkpoint: {last_checkpoint or 'none yet'}"
             )

@@ -6,26 +6,35 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from sparse_pretrain.config.distillation import DistillationSection
-from sparse_pretrain.config.model import Attention, ModelSection
 from sparse_pretrain.config.pruning import CoupledStructure
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.masking import TokenTable
 from sparse_pretrain.data.shards import PreparedSplit
+from sparse_pretrain.distillation.matching import Match, match_teachers
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.files import sha256_file
 from sparse_pretrain.models.coupled import coupled_sets
 from sparse_pretrain.models.loading import empty_model, load_config, supports_next_sentence
 from sparse_pretrain.models.prunable import prunable_weights
 from sparse_pretrain.pruning.structures.coupled import CoupledSet
+from sparse_pretrain.training.stored_teacher import check_stored_logits
+from sparse_pretrain.training.teacher_inputs import open_teachers
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Data, tokenizer and architectures of a run.
 
-    `prunable` are the shapes of the weights to prune, in the model's order; `coupled` the heads and channels
-    among them, where the recipe prunes those.
+    Attributes:
+        train: rows to train on.
+        validation: held-out rows.
+        tokenizer: of the data.
+        table: what masking knows of its vocabulary.
+        config: the student's architecture.
+        teacher_configs: the teachers', in the recipe's order; none with stored logits.
+        matches: what the student compares with each teacher beside logits.
+        next_sentence: the student has a next-sentence head to train.
+        prunable: shapes of the weights to prune, in the model's order.
+        coupled: heads and channels among them, where the recipe prunes those.
     """
 
     train: PreparedSplit
@@ -33,7 +42,8 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     table: TokenTable
     config: PretrainedConfig
-    teacher_config: PretrainedConfig | None
+    teacher_configs: tuple[PretrainedConfig, ...]
+    matches: tuple[Match, ...]
     next_sentence: bool
     prunable: dict[str, torch.Size]
     coupled: list[CoupledSet]
@@ -51,14 +61,12 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     tokenizer = open_tokenizer(recipe.data.path / "tokenizer", manifest.vocabulary_size)
     config = load_config(recipe.model, manifest.vocabulary_size)
     check_positions(config, manifest.sequence_length)
-    teacher_config = None
-    if recipe.distillation is not None:
-        teacher_config = load_config(teacher_section(recipe.distillation, recipe.model.attention), None)
-        if teacher_config.vocab_size != config.vocab_size:
-            raise UserError(
-                f"distillation.teacher = {recipe.distillation.teacher!r}: its vocabulary has "
-                f"{teacher_config.vocab_size} tokens, the student's {config.vocab_size}; they must be the same"
-            )
+    check_stored_logits(recipe, manifest.fingerprint, config.vocab_size)
+    teachers = open_teachers(recipe, config, tokenizer)
+    for teacher in teachers:
+        check_positions(teacher, manifest.sequence_length, "the teacher")
+    section = recipe.distillation
+    matches = match_teachers(section, config, teachers) if section is not None else ()
     table = TokenTable.of(tokenizer, manifest.special_tokens, manifest.vocabulary_size)
     next_sentence = train.has_pairs and supports_next_sentence(config)
     student = empty_model(config, next_sentence)
@@ -70,7 +78,16 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     if recipe.pruning is not None and isinstance(recipe.pruning.structure, CoupledStructure):
         coupled = coupled_sets(student, prunable, recipe.pruning.structure.of)
     return Inputs(
-        train, validation, tokenizer, table, config, teacher_config, next_sentence, prunable, coupled
+        train,
+        validation,
+        tokenizer,
+        table,
+        config,
+        teachers,
+        matches,
+        next_sentence,
+        prunable,
+        coupled,
     )
 
 
@@ -93,7 +110,7 @@ def open_tokenizer(folder: Path, vocabulary_size: int) -> PreTrainedTokenizerBas
     return tokenizer
 
 
-def check_positions(config: PretrainedConfig, length: int) -> None:
+def check_positions(config: PretrainedConfig, length: int, who: str = "the model") -> None:
     """Refuse rows that are longer than the model's position embeddings."""
     positions = getattr(config, "max_position_embeddings", None)
     # RoBERTa's numbering starts behind the pad token's id.
@@ -102,19 +119,6 @@ def check_positions(config: PretrainedConfig, length: int) -> None:
     )
     if positions is not None and length > positions - spare:
         raise UserError(
-            f"data.path: rows have {length} tokens, the model has {positions - spare} positions; prepare the "
+            f"data.path: rows have {length} tokens, {who} has {positions - spare} positions; prepare the "
             f"data with sequence_length={positions - spare} or less"
         )
-
-
-def teacher_section(section: DistillationSection, attention: Attention) -> ModelSection:
-    """Return the model section that means the teacher."""
-    return ModelSection(source=section.teacher, dropout=0.0, attention=attention)
-
-
-def teacher_identity(recipe: TrainRecipe) -> str | None:
-    """Return what a resumed run compares: the hash of a local teacher's weights, else its name."""
-    if recipe.distillation is None:
-        return None
-    weights = Path(recipe.distillation.teacher) / "model.safetensors"
-    return sha256_file(weights) if weights.is_file() else recipe.distillation.teacher

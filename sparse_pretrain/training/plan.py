@@ -76,7 +76,9 @@ def memory_per_rank(
     teacher = 0
     if recipe.distillation is not None:
         sharded = recipe.distillation.placement == "sharded"
-        teacher = parameters * width // (world_size if sharded else 1)
+        # The student's size stands for each teacher's; stored logits stay on the disk.
+        copies = 0 if recipe.distillation.precomputed is not None else len(recipe.distillation.teachers)
+        teacher = copies * parameters * width // (world_size if sharded else 1)
     parts = {
         "working_copy": parameters * width // (world_size if stage == 3 else 1),
         "gradients": parameters * width // (world_size if stage >= 2 else 1),

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.batch import Batch, Counts
 from sparse_pretrain.data.loader import TrainingLoader
-from sparse_pretrain.distillation.objective import Losses, Objective
-from sparse_pretrain.models.pretraining import Predictions
+from sparse_pretrain.distillation.objective import Answer, GlobalLosses, Objective
+from sparse_pretrain.distillation.temperature import temperature_at
 from sparse_pretrain.pruning.pruner import Pruner
 from sparse_pretrain.pruning.update import MaskUpdate
 from sparse_pretrain.training.callback import Callback, StepReport
@@ -24,10 +25,10 @@ from sparse_pretrain.training.world import World
 
 
 class Teacher(Protocol):
-    """A frozen model: batch in, logits at the batch's positions out."""
+    """A frozen model, or what was stored of one: batch in, logits at the batch's positions out."""
 
-    def __call__(self, batch: Batch) -> Predictions:
-        """Run without gradient."""
+    def __call__(self, batch: Batch) -> Answer:
+        """Answer without gradient."""
         ...
 
 
@@ -43,7 +44,8 @@ class Trainer:
         recipe: TrainRecipe,
         world: World,
         engine: Engine,
-        teacher: Teacher | None,
+        teachers: Sequence[Teacher],
+        objective: Objective,
         loader: TrainingLoader,
         pruner: Pruner | None,
         validation: Callable[[], Sequence[Batch]],
@@ -52,7 +54,7 @@ class Trainer:
         self.recipe = recipe
         self.world = world
         self.engine = engine
-        self.teacher = teacher
+        self.teachers = teachers
         self.loader = loader
         self.pruner = pruner
         self.step = 0
@@ -60,7 +62,7 @@ class Trainer:
         self.stop = StopFlag()
         self.guard = Guard(recipe.guard.skipped_in_a_row)
         self.last_checkpoint: Path | None = None
-        self._objective = Objective(recipe.distillation)
+        self._objective = objective
         self._validation = validation
         self._callbacks = callbacks if world.is_first else ()
 
@@ -85,6 +87,7 @@ class Trainer:
             while self.step < recipe.steps:
                 report, stopping = self.train_step()
                 self._tell(lambda listener, report=report: listener.on_step(report))  # type: ignore[misc]
+                self.guard.check(self.step, self.last_checkpoint)
                 last = self.step == recipe.steps
                 if last or self.step % recipe.evaluation.every == 0:
                     self.evaluate()
@@ -105,27 +108,28 @@ class Trainer:
         totals = self._global_counts(batches)
         learning_rate = learning_rate_at(self.step, self.recipe)
         self.engine.set_learning_rate(learning_rate)
-        shares: list[Losses] = []
+        temperature, measured = self._temperature(), self._is_logged(self.step + 1)
+        shares: list[Tensor] = []
         for batch in (batch.to(self.world.device) for batch in batches):
-            teacher = self.teacher(batch) if self.teacher is not None else None
+            answers = [teacher(batch) for teacher in self.teachers]
             student = self.engine(batch)
-            losses = self._objective(student, teacher, batch, totals)
+            losses = self._objective(student, answers, batch, totals, temperature or 1.0, measured)
             self.engine.backward(losses.total)
-            shares.append(Losses(*(loss.detach() for loss in losses)))
+            shares.append(losses.numbers())
         if self.pruner is not None:
             self.pruner.before_step()
         applied = self.engine.step()
         self.step += 1
         if self.pruner is not None:
             self._report_masks(self.pruner.after_step(self.step, learning_rate, applied))
-        total, mlm, relation, follow, stop = self._global_losses(shares)
-        self.guard.check(self.step, total, applied, self.last_checkpoint)
+        means, stop = self._global_losses(shares)
+        self.guard.count(means.total, applied)
         report = StepReport(
             step=self.step,
-            loss=total,
-            mlm_loss=mlm,
-            nsp_loss=relation if student.next_sentence is not None else None,
-            kd_loss=follow if self.teacher is not None else None,
+            loss=means.total,
+            mlm_loss=means.mlm,
+            nsp_loss=means.next_sentence if student.next_sentence is not None else None,
+            kd_loss=means.distillation if self.teachers else None,
             learning_rate=learning_rate,
             gradient_norm=self.engine.gradient_norm(),
             sparsity=self.pruner.sparsity if self.pruner is not None else None,
@@ -133,6 +137,9 @@ class Trainer:
             seconds=time.perf_counter() - started,
             applied=applied,
             skipped=self.guard.skipped,
+            kd_parts={name: means.parts[name] for name in self._objective.part_names},
+            temperature=temperature,
+            teacher_agreement=means.agreement if measured and self.teachers else None,
         )
         return report, stop > 0
 
@@ -151,9 +158,17 @@ class Trainer:
         local = [sum(column) for column in zip(*(batch.counts for batch in batches), strict=True)]
         return Counts(*(int(value) for value in self.world.sum(local)))
 
-    def _global_losses(self, shares: Sequence[Losses]) -> list[float]:
-        local = torch.stack([torch.stack([part.float() for part in share]) for share in shares]).sum(dim=0)
-        return self.world.sum([*local.tolist(), float(self.stop.raised)])
+    def _global_losses(self, shares: Sequence[Tensor]) -> tuple[GlobalLosses, float]:
+        local = torch.stack(list(shares)).sum(dim=0).tolist()
+        *numbers, stop = self.world.sum([*local, float(self.stop.raised)])
+        return GlobalLosses.read(numbers), stop
+
+    def _temperature(self) -> float | None:
+        section = self.recipe.distillation
+        return None if section is None else temperature_at(self.step, self.recipe.steps, section)
+
+    def _is_logged(self, step: int) -> bool:
+        return step in (1, self.recipe.steps) or step % self.recipe.logging.every == 0
 
     def _report_masks(self, update: MaskUpdate | None) -> None:
         if update is not None and self.pruner is not None:

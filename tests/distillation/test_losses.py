@@ -4,12 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparse_pretrain.config.distillation import DistillationSection
-from sparse_pretrain.data.batch import Batch, Counts
 from sparse_pretrain.data.masking import IGNORED
 from sparse_pretrain.distillation.losses import CPU_BLOCK_VALUES, distillation_loss, masked_language_loss
-from sparse_pretrain.distillation.objective import Objective
-from sparse_pretrain.models.pretraining import Predictions
 
 VOCABULARY = 50
 # Two whole blocks and a ragged one.
@@ -68,18 +64,3 @@ def test_nothing_to_predict_is_a_loss_of_zero() -> None:
     loss.backward()
     assert float(loss.detach()) == 0
     assert not student.grad.any()
-
-
-def test_objective_weighs_and_normalises_by_global_counts() -> None:
-    section = DistillationSection(teacher="t", mlm_weight=0.3, kd_weight=0.7, temperature=2.0)
-    student, teacher = Predictions(logits(1), None), Predictions(logits(2), None)
-    wanted = labels()
-    batch = Batch(torch.zeros(1, 1), None, None, torch.arange(ROWS), wanted, None, Counts(0, 0, 0))
-    totals = Counts(predicted=1000, real=5000, rows=10)
-    found = Objective(section)(student, teacher, batch, totals)
-    mlm = masked_language_loss(student.tokens, wanted) / 1000
-    kd = distillation_loss(student.tokens, teacher.tokens, 2.0) / 5000
-    torch.testing.assert_close(found.total, 0.3 * mlm + 0.7 * kd)
-    torch.testing.assert_close((found.mlm, found.distillation), (mlm, kd))
-    alone = Objective(None)(student, None, batch, totals)
-    torch.testing.assert_close(alone.total, mlm)

@@ -51,6 +51,7 @@ def train_poisoned(world: World, recipes: list[dict[str, Any]], bad: list[int]) 
                 after = {name: trainer.engine.full_master(name) for name in trainer.engine.shapes}
                 result["applied"].append(report.applied)
                 result["changed"].append(any(not after[name].equal(before[name]) for name in after))
+                trainer.guard.check(trainer.step, trainer.last_checkpoint)
         except TrainingDivergedError as error:
             result["error"] = str(error)
         result["skipped"] = trainer.guard.skipped
@@ -82,7 +83,7 @@ def test_too_many_in_a_row_stop_the_run_and_name_the_checkpoint(tmp_path: Path) 
     )
     values = json.loads(recipe.model_dump_json())
     for (result,) in run_distributed(train_poisoned, 2, [values], [1, 2, 3, 4]):
-        assert result["applied"] == [True, False, False]
+        assert result["applied"] == [True, False, False, False]
         assert "step 4: 3 steps in a row" in result["error"]
         assert result["error"].endswith("last good checkpoint: checkpoints/step-0000001")
 
@@ -90,9 +91,12 @@ def test_too_many_in_a_row_stop_the_run_and_name_the_checkpoint(tmp_path: Path) 
 def test_the_count_starts_again_after_a_good_step() -> None:
     guard = Guard(limit=2)
     for step, applied in enumerate([False, True, False, True], start=1):
-        guard.check(step, 1.0, applied, None)
+        guard.count(1.0, applied)
+        guard.check(step, None)
     assert guard.skipped == 2
-    guard.check(5, math.nan, True, None)
+    guard.count(math.nan, applied=True)
+    guard.check(5, None)
+    guard.count(math.nan, applied=True)
     with pytest.raises(TrainingDivergedError, match="none yet"):
-        guard.check(6, math.nan, True, None)
+        guard.check(6, None)
     assert guard.skipped == 2

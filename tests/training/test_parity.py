@@ -11,7 +11,8 @@ from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.loader import Slice, TrainingLoader
 from sparse_pretrain.data.masking import IGNORED
 from sparse_pretrain.models.loading import build_model
-from sparse_pretrain.training.inputs import open_inputs, teacher_section
+from sparse_pretrain.training.inputs import open_inputs
+from sparse_pretrain.training.teacher_inputs import teacher_section
 from sparse_pretrain.training.world import World
 from tests.distributed import run_distributed
 from tests.tiny import tiny_prepared, tiny_recipe
@@ -58,8 +59,8 @@ def reference(recipe: TrainRecipe, movement: bool = False) -> dict[str, Any]:
     )
     torch.manual_seed(recipe.seed)
     model = build_model(inputs.config, recipe.model, next_sentence=True)
-    section = teacher_section(recipe.distillation, "sdpa")
-    teacher = build_model(inputs.teacher_config, section, next_sentence=False).eval()
+    section = teacher_section(recipe.distillation.teachers[0], recipe)
+    teacher = build_model(inputs.teacher_configs[0], section, next_sentence=False).eval()
     weights = dict(model.named_parameters())
     encoder = [name for name in weights if name.startswith("bert.encoder") or name.startswith("bert.pooler")]
     prunable = [name for name in encoder if name.endswith("weight") and weights[name].ndim == 2]
