@@ -128,6 +128,18 @@ SETTINGS = {
     "distillation.teacher=inputs/other-teacher": "distillation.teacher = 'inputs/other-teacher': its "
     "vocabulary has 97 tokens, the student's 65",
     "engine.config=none.json": "none.json: no such file",
+    "pruning.structure.kind=n_of_m": "target_sparsity = 0.8: 2 of 4 means 0.5",
+    "pruning.structure.kind=bloc": "pruning.structure",
+    "pruning.allocation={kind: global, groups: {ffn: [nothing]}}": "pruning.allocation.groups.ffn: no prunable "
+    "weight is found by it; names look like bert.encoder",
+    "pruning.allocation={kind: table, targets: {query: 85}}": "pruning.allocation.targets.query = 85: "
+    "should be less than 1. Did you mean 0.85?",
+    "pruning.allocation={kind: uniform, minimum_kept: 0.3}": "minimum_kept = 0.3 leaves at most 0.7 to prune",
+    "pruning.schedule=table": "table: needed with schedule = table, and only there",
+    "pruning.regrowth_until=-1": "pruning.regrowth_until = -1: should be greater than or equal to 0",
+    "pruning.scorer={kind: custom, name: mine}": "pruning.scorer.name = mine: no such entry point of the group "
+    "sparse_pretrain.scorers",
+    "guard.skipped_in_a_row=0": "guard.skipped_in_a_row = 0: should be greater than or equal to 1",
 }
 
 

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -72,7 +72,7 @@ def read_values(source: Path, overrides: Sequence[str]) -> dict[str, Any]:
 def explain(source: str, schema: type[BaseModel], detail: ErrorDetails) -> str:
     """Turn one pydantic error into `file: key = value: what would be right`."""
     location = [str(part) for part in detail["loc"]]
-    key = ".".join(location) or "recipe"
+    key = ".".join(without_kinds(schema, location)) or "recipe"
     if detail["type"] == "extra_forbidden":
         known = known_keys(schema, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)
@@ -87,10 +87,27 @@ def explain(source: str, schema: type[BaseModel], detail: ErrorDetails) -> str:
 
 def percent_hint(location: Sequence[str], value: object) -> str:
     """Suggest the fraction when somebody wrote a percentage where a fraction belongs."""
-    fraction_key = bool(location) and ("sparsity" in location[-1] or "probability" in location[-1])
+    words = ("sparsity", "probability", "targets", "table", "minimum_kept")
+    fraction_key = any(word in part for part in location[-2:] for word in words)
     if fraction_key and isinstance(value, int | float) and 2 <= value < 100:
         return f". Did you mean {value / 100:g}?"
     return ""
+
+
+def without_kinds(schema: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Drop from an error's location what the recipe does not have: the `kind` by which a union is told apart.
+
+    A key of the user's own in a mapping stays, even where it is called like a kind.
+    """
+    shown: list[str] = []
+    own_key = False
+    for index, part in enumerate(location):
+        sections = sections_at(schema, location[:index])
+        if own_key or not any(kind_of(section) == part for section in sections):
+            shown.append(part)
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        own_key = not own_key and any(get_origin(field.annotation) is dict for field in fields)
+    return shown
 
 
 def known_keys(schema: type[BaseModel], location: Sequence[str]) -> list[str]:
@@ -98,6 +115,11 @@ def known_keys(schema: type[BaseModel], location: Sequence[str]) -> list[str]:
 
     Follows optional sections, mappings and lists of sections, and the `kind` by which a union is told apart.
     """
+    return sorted({name for section in sections_at(schema, location) for name in section.model_fields})
+
+
+def sections_at(schema: type[BaseModel], location: Sequence[str]) -> list[type[BaseModel]]:
+    """Return the models that may stand at `location`, several where a union is not told apart yet."""
     sections = [schema]
     for part in location:
         of_kind = [section for section in sections if kind_of(section) == part]
@@ -105,7 +127,7 @@ def known_keys(schema: type[BaseModel], location: Sequence[str]) -> list[str]:
         inner = [section for field in fields for section in sections_in(field.annotation)]
         # A name that is neither is the user's own key in a mapping: its sections are those of the mapping.
         sections = of_kind or inner or sections
-    return sorted({name for section in sections for name in section.model_fields})
+    return sections
 
 
 def kind_of(section: type[BaseModel]) -> str | None:

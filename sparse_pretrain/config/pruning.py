@@ -252,9 +252,21 @@ class PruningSection(Section):
                 raise ValueError(
                     "structure n_of_m fixes the share of every weight: use allocation uniform or global"
                 )
+        self._check_floor()
         pool = getattr(structure, "pool", None)
         if pool == "l2" and self.scorer.kind == "movement":
             raise ValueError(
                 "structure.pool = l2 needs scores that are not negative; movement has both signs"
             )
         return self
+
+    def _check_floor(self) -> None:
+        """Refuse a floor that the targets would have to break."""
+        allocation = self.allocation
+        targets = allocation.targets.values() if isinstance(allocation, TableAllocation) else ()
+        highest = max(self.target_sparsity, *targets) if targets else self.target_sparsity
+        if highest + allocation.minimum_kept > 1 + 1e-9:
+            raise ValueError(
+                f"allocation.minimum_kept = {allocation.minimum_kept:g} leaves at most "
+                f"{1 - allocation.minimum_kept:g} to prune, the target is {highest:g}"
+            )

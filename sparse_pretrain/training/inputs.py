@@ -6,16 +6,14 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from sparse_pretrain.config.pruning import CoupledStructure
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.masking import TokenTable
 from sparse_pretrain.data.shards import PreparedSplit
 from sparse_pretrain.distillation.matching import Match, match_teachers
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.models.coupled import coupled_sets
 from sparse_pretrain.models.loading import empty_model, load_config, supports_next_sentence
-from sparse_pretrain.models.prunable import prunable_weights
 from sparse_pretrain.pruning.structures.coupled import CoupledSet
+from sparse_pretrain.training.pruning_inputs import find_prunable
 from sparse_pretrain.training.stored_teacher import check_stored_logits
 from sparse_pretrain.training.teacher_inputs import open_teachers
 
@@ -69,14 +67,7 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     matches = match_teachers(section, config, teachers) if section is not None else ()
     table = TokenTable.of(tokenizer, manifest.special_tokens, manifest.vocabulary_size)
     next_sentence = train.has_pairs and supports_next_sentence(config)
-    student = empty_model(config, next_sentence)
-    weights = (
-        prunable_weights(student, recipe.pruning.include, recipe.pruning.exclude) if recipe.pruning else {}
-    )
-    prunable = {name: weight.shape for name, weight in weights.items()}
-    coupled: list[CoupledSet] = []
-    if recipe.pruning is not None and isinstance(recipe.pruning.structure, CoupledStructure):
-        coupled = coupled_sets(student, prunable, recipe.pruning.structure.of)
+    prunable = find_prunable(recipe.pruning, empty_model(config, next_sentence))
     return Inputs(
         train,
         validation,
@@ -86,8 +77,8 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
         teachers,
         matches,
         next_sentence,
-        prunable,
-        coupled,
+        prunable.shapes,
+        prunable.coupled,
     )
 
 

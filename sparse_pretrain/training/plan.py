@@ -11,9 +11,9 @@ from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.loader import Slice
 from sparse_pretrain.data.manifest import MANIFEST_FILE, Manifest, read_manifest
 from sparse_pretrain.models.loading import empty_model, load_config, supports_next_sentence
-from sparse_pretrain.models.prunable import prunable_weights
 from sparse_pretrain.training.deepspeed_config import deepspeed_config
 from sparse_pretrain.training.precision import DTYPES, resolve_precision
+from sparse_pretrain.training.pruning_inputs import find_prunable
 
 MEBIBYTE = 2**20
 
@@ -33,16 +33,13 @@ def plan(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
     manifest = read_manifest(recipe.data.path) if (recipe.data.path / MANIFEST_FILE).is_file() else None
     model = model_without_memory(recipe, manifest)
     parameters = sum(weight.numel() for weight in model.parameters())
-    weights = (
-        prunable_weights(model, recipe.pruning.include, recipe.pruning.exclude) if recipe.pruning else {}
-    )
-    prunable = sum(weight.numel() for weight in weights.values())
+    pruning = find_prunable(recipe.pruning, model).plan
     return {
         "model_class": type(model).__name__,
         "parameters": parameters,
-        "prunable_weights": prunable,
-        "prunable_matrices": len(weights),
-        "zeros_at_the_end": round(recipe.pruning.target_sparsity * prunable) if recipe.pruning else 0,
+        "prunable_weights": pruning.weights,
+        "prunable_matrices": pruning.matrices,
+        "zeros_at_the_end": pruning.zeros,
         "precision": precision,
         "zero_stage": recipe.engine.stage,
         "ranks": world_size,
@@ -55,7 +52,7 @@ def plan(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
         else None,
         "data": manifest.fingerprint if manifest else None,
         "memory_per_rank_bytes": memory_per_rank(
-            parameters, prunable, recipe, world_size, DTYPES[precision].itemsize
+            parameters, pruning.weights, recipe, world_size, DTYPES[precision].itemsize
         ),
     }
 
@@ -83,7 +80,7 @@ def memory_per_rank(
         "working_copy": parameters * width // (world_size if stage == 3 else 1),
         "gradients": parameters * width // (world_size if stage >= 2 else 1),
         "masters_and_moments": parameters * 12 // world_size,
-        "masks": prunable,
+        "masks": -(-prunable // 8) if recipe.pruning and recipe.pruning.masks.packed else prunable,
         "teacher": teacher,
     }
     return {**parts, "total": sum(parts.values())}

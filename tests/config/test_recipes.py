@@ -150,9 +150,7 @@ def test_a_wrong_key_or_value_is_explained(override: str, expected: str) -> None
 
 
 def test_an_unknown_key_in_a_mapping_of_tagged_sections_is_explained_by_that_section() -> None:
-    with pytest.raises(
-        UserError, match=r"sources\.dump\.wikipedia_dump\.paht: unknown key; did you mean 'path'"
-    ):
+    with pytest.raises(UserError, match=r"sources\.dump\.paht: unknown key; did you mean 'path'"):
         load_recipe("data-tiny", ["sources.dump.paht=x"], PrepareRecipe)
 
 

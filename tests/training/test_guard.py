@@ -25,6 +25,7 @@ class PoisonedObjective:
         self._inner = inner
         self._steps = steps
         self._trainer = trainer
+        self.part_names = inner.part_names
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         losses = self._inner(*arguments, **named)
