@@ -63,7 +63,7 @@ def write_teacher_logits(recipe: TrainRecipe, out: Path, top_k: int, console: Co
     """Write the teacher's top logits for every position that the recipe's loss needs, all steps.
 
     Kill it at any time: every finished shard is whole, and the same command goes on with the next one.
-    Under torchrun each process takes every n-th shard; they need not meet.
+    Under torchrun process r of n takes the shards r, r + n, …; they need not meet.
 
     Args:
         recipe: the one to train with; its `distillation.precomputed` is not looked at.
@@ -79,9 +79,13 @@ def write_teacher_logits(recipe: TrainRecipe, out: Path, top_k: int, console: Co
             disk is too small.
     """
     job = plan_job(recipe, out)
+    out = job.out
     manifest = begin(job, top_k)
     missing = manifest.missing(out)
-    mine = missing[job.rank :: job.ranks]
+    # By number, not by place among the missing: processes look at different moments.
+    mine = [number for number in missing if number % job.ranks == job.rank]
+    if job.rank:
+        console = Console(quiet=True)
     estimate = estimated_bytes(job, manifest)
     console.print(
         f"teacher logits: {manifest.steps:,} steps, about {readable(estimate)} on disk ({manifest.shards} "
@@ -89,9 +93,9 @@ def write_teacher_logits(recipe: TrainRecipe, out: Path, top_k: int, console: Co
         soft_wrap=True,
     )
     check_space(out, estimate * len(missing) // manifest.shards)
+    if not (out / MANIFEST_FILE).is_file():
+        write_json(out / MANIFEST_FILE, manifest.model_dump(mode="json"))
     if mine:
-        if job.rank == 0:
-            write_json(out / MANIFEST_FILE, manifest.model_dump(mode="json"))
         write_shards(job, manifest, mine, console)
     size = sum(path.stat().st_size for path in out.glob("logits-*.safetensors"))
     console.print(
@@ -158,8 +162,10 @@ def begin(job: Job, top_k: int) -> LogitsManifest:
     per_step = max(1, estimated_bytes(job, manifest) // manifest.steps)
     steps = min(manifest.steps, max(1, SHARD_BYTES // per_step))
     manifest = manifest.model_copy(update={"steps_per_shard": steps})
+    # Looked at first: another process may be writing its manifest, and then its shards.
+    occupied = job.out.is_file() or (job.out.is_dir() and any(visible(job.out)))
     if not (job.out / MANIFEST_FILE).is_file():
-        if job.out.is_file() or (job.out.is_dir() and any(visible(job.out))):
+        if occupied:
             raise UserError(f"{job.out}: not empty, and holds no stored logits; give another folder")
         return manifest
     before = read_logits_manifest(job.out)

@@ -85,6 +85,7 @@ def train_all(world: World, jobs: list[tuple[dict[str, Any], str | None]]) -> li
         trainer, snapshots = build_trainer(recipe, open_inputs(recipe), world, "fp32", [])
         if checkpoint is not None:
             snapshots.restore(trainer, Path(checkpoint))
+        batches = trainer.loader.batches_at(0)
         reports = []
         while trainer.step < recipe.steps:
             reports.append(trainer.train_step()[0])
@@ -94,6 +95,8 @@ def train_all(world: World, jobs: list[tuple[dict[str, Any], str | None]]) -> li
         results.append(
             {
                 "reports": reports,
+                "logits": sum(len(batch.positions) for batch in batches),
+                "counts": [sum(column) for column in zip(*(batch.counts for batch in batches), strict=True)],
                 "weights": {name: engine.full_master(name).numpy() for name in engine.shapes},
                 "moments": {
                     f"{name}/{kind}": moment.numpy().copy()
@@ -288,12 +291,14 @@ def test_a_distilbert_student_follows_a_bert_of_another_size(folder: Path, atten
     assert all(report.nsp_loss is None for report in result["reports"])
 
 
-def test_agreement_is_measured_on_logged_steps_only(folder: Path) -> None:
+def test_masked_positions_need_few_logits_and_agreement_is_measured_on_logged_steps(folder: Path) -> None:
     section = {"teacher": str(folder / "bert"), "positions": "masked"}
     recipe = recipe_of(folder, section, steps=5, logging={"every": 3, "histograms_every": 0})
     ((result,),) = run_distributed(train_all, 1, [(values_of(recipe), None)])
     measured = [report.teacher_agreement is not None for report in result["reports"]]
     assert measured == [True, False, True, False, True]
+    predicted, real, _ = result["counts"]
+    assert result["logits"] == predicted < real / 3
     assert all(set(report.kd_parts) == {"logits"} for report in result["reports"])
     assert all(report.kd_loss == report.kd_parts["logits"] for report in result["reports"])
 
