@@ -239,7 +239,7 @@ def bench_masks_command(
 
     Random weights and tokens: the cost does not depend on them.
     """
-    from sparse_pretrain.bench.masks import SHAPES, MaskBenchSettings, render
+    from sparse_pretrain.bench.mask_settings import SHAPES, MaskBenchSettings, render
     from sparse_pretrain.bench.run import bench_masks
 
     if model not in SHAPES:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from sparse_pretrain.bench.masks import MaskBenchSettings, measure
+from sparse_pretrain.bench.mask_settings import MaskBenchSettings
 from sparse_pretrain.files import write_json
 from sparse_pretrain.telemetry.console import redirect_output
 from sparse_pretrain.telemetry.rank_log import RankLog
@@ -16,6 +16,9 @@ def main(folder: Path) -> None:
     """Measure what `settings.json` says and, on rank 0, write `result.json` beside it."""
     rank, _, _ = rank_from_environment()
     redirect_output(RankLog(folder, rank), speaks=rank == 0)
+    # DeepSpeed prints while it is imported: only now does that go to the log.
+    from sparse_pretrain.bench.masks import measure
+
     settings = MaskBenchSettings.model_validate_json((folder / "settings.json").read_text(encoding="utf-8"))
     world = join_world()
     numbers = measure(world, settings)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.local import launch_ranks
-from sparse_pretrain.bench.masks import MaskBenchSettings
+from sparse_pretrain.bench.mask_settings import MaskBenchSettings
 from sparse_pretrain.files import read_json, write_text
 
 
