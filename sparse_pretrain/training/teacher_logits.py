@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from sparse_pretrain.checkpoint.quiet import quiet_libraries
 from sparse_pretrain.config.distillation import DistillationSection, check_precomputable
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.batch import Batch
@@ -40,7 +41,9 @@ from sparse_pretrain.training.provenance import versions
 from sparse_pretrain.training.teacher_inputs import source_identity, teacher_section
 from sparse_pretrain.training.world import rank_from_environment
 
-SHARD_BYTES = 2**28
+# A kill loses at most one shard; a very long run gets larger ones instead of tens of thousands of files.
+SHARD_BYTES = 2**26
+MOST_SHARDS = 4096
 # What may differ between the manifest of a folder and that of the run that continues it.
 FREE_KEYS = {"steps_per_shard", "precision", "versions", "teacher"}
 
@@ -159,8 +162,9 @@ def begin(job: Job, top_k: int) -> LogitsManifest:
         precision=job.precision,
         versions=versions(),
     )
-    per_step = max(1, estimated_bytes(job, manifest) // manifest.steps)
-    steps = min(manifest.steps, max(1, SHARD_BYTES // per_step))
+    whole = estimated_bytes(job, manifest)
+    shard = max(SHARD_BYTES, whole // MOST_SHARDS)
+    steps = min(manifest.steps, max(1, shard * manifest.steps // whole))
     manifest = manifest.model_copy(update={"steps_per_shard": steps})
     # Looked at first: another process may be writing its manifest, and then its shards.
     occupied = job.out.is_file() or (job.out.is_dir() and any(visible(job.out)))
@@ -218,9 +222,9 @@ def readable(size: float) -> str:
 def write_shards(job: Job, manifest: LogitsManifest, numbers: list[int], console: Console) -> None:
     """Write the given shards, one after the other."""
     recipe, inputs = job.recipe, job.inputs
-    model = build_model(
-        inputs.teacher_configs[0], teacher_section(job.section.teachers[0], recipe), next_sentence=False
-    )
+    section = teacher_section(job.section.teachers[0], recipe)
+    with quiet_libraries():
+        model = build_model(inputs.teacher_configs[0], section, next_sentence=False)
     teacher = ReplicatedTeacher(PretrainingModel(model), job.device, DTYPES[job.precision])
     part = Slice(recipe.batch.global_size, recipe.batch.micro_size, 0, 1)
     everywhere = job.section.needs_all_logits
