@@ -50,8 +50,12 @@ def is_hub_name(value: object) -> bool:
 
 
 def shown_setting(key: str, value: object) -> str:
-    """Return `key = value`; of a teacher in a folder only that it was one."""
-    return f"{key} = {'a local folder' if key == 'teacher' and not is_hub_name(value) else value}"
+    """Return `key = value`, without paths of the machine that trained the model."""
+    if key == "teacher":
+        sources = value if isinstance(value, list) else [value]
+        shown = [str(source) if is_hub_name(source) else "a local folder" for source in sources]
+        return f"{key} = {', '.join(shown)}"
+    return f"{key} = {'a local folder' if key == 'precomputed' else value}"
 
 
 def summary(facts: Facts) -> str:
@@ -121,8 +125,28 @@ def training(facts: Facts) -> str:
         lines.append(f"- versions: {versions}")
     text = "\n".join(lines)
     if facts["masks_digest"]:
-        text += (
-            "\n\nMethod: gradual magnitude pruning during pre-training with a distilled teacher "
-            "(Zafrir et al. 2021, *Prune Once for All*, arXiv 2111.05754)."
-        )
+        text += f"\n\nMethod: {method(recipe)} (after Zafrir et al. 2021, *Prune Once for All*, arXiv 2111.05754)."
     return text
+
+
+def method(recipe: Facts) -> str:
+    """Return in a few words how a recipe prunes; keys that an older recipe lacks have the paper's values."""
+    section = recipe.get("pruning") or {}
+    kinds = {
+        key: (section.get(key) or {}).get("kind", default)
+        for key, default in (("structure", "element"), ("scorer", "magnitude"), ("allocation", "uniform"))
+    }
+    groups = {
+        "element": "single weights",
+        "block": "blocks",
+        "n_of_m": "N:M patterns",
+        "rows": "rows",
+        "columns": "columns",
+        "coupled": "attention heads and feed-forward channels",
+    }
+    teacher = " with a teacher in the step" if recipe.get("distillation") else ""
+    schedule = section.get("schedule", "cubic").replace("_", "-")
+    return (
+        f"{schedule} {kinds['scorer']} pruning of {groups[kinds['structure']]}, {kinds['allocation']} allocation, "
+        f"during pre-training{teacher}"
+    )

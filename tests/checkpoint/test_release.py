@@ -10,6 +10,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
+from sparse_pretrain.checkpoint.card import method, shown_setting
 from sparse_pretrain.checkpoint.release import ReleaseError, release
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
@@ -127,3 +128,27 @@ def test_a_release_that_fails_its_verification_never_appears(tmp_path: Path) -> 
     with pytest.raises(ReleaseError, match="NaN or infinite"):
         release(contents, tmp_path / "out", QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_card_says_how_it_was_pruned() -> None:
+    assert method({"pruning": {"target_sparsity": 0.9}}) == (
+        "cubic magnitude pruning of single weights, uniform allocation, during pre-training"
+    )
+    recipe = {
+        "pruning": {
+            "schedule": "one_shot",
+            "structure": {"kind": "n_of_m", "keep": 2, "of": 4},
+            "scorer": {"kind": "movement"},
+            "allocation": {"kind": "global"},
+        },
+        "distillation": {"teacher": "t"},
+    }
+    assert method(recipe) == (
+        "one-shot movement pruning of N:M patterns, global allocation, during pre-training with a teacher in "
+        "the step"
+    )
+
+
+def test_the_card_keeps_paths_of_the_training_machine_to_itself() -> None:
+    assert shown_setting("teacher", ["/home/me/a", "google/bert"]) == "teacher = a local folder, google/bert"
+    assert "home" not in shown_setting("precomputed", "/home/me/logits")
