@@ -72,7 +72,8 @@ def draw_schedule(figure: FigureBase, rows: Sequence[Row]) -> None:
     train, masks = of_kind(rows, "train"), of_kind(rows, "masks")
     if masks:
         upper, lower = figure.subplots(2, 1, sharex=True)
-        steps, actual = series(train, "sparsity")
+        # Updates are told when they happen, ordinary steps only now and then: both make the staircase.
+        steps, actual = series(sorted([*train, *masks], key=lambda row: row["step"]), "sparsity")
         upper.plot(steps, actual, color=BLUE, label="actual", drawstyle="steps-post")
         steps, target = series(masks, "target_sparsity")
         upper.plot(steps, target, "o", color=ORANGE, markersize=3, label="target at mask updates")
