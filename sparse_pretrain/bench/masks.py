@@ -136,7 +136,7 @@ def step_times(
         spent: list[float] = []
         times["without"].append(seconds(world, partial(train_step, engine, batch, None, spent)))
         times["with"].append(seconds(world, partial(train_step, engine, batch, pruner, spent)))
-        times["masks"].append(spent[-1])
+        times["masks"].append(world.sum([spent[-1]])[0] / world.size)
     return times
 
 
@@ -170,6 +170,9 @@ def seconds(world: World, work: Callable[[], object]) -> float:
 
 def timed(device: torch.device, work: Callable[[], object]) -> float:
     """Time work on this rank, in seconds."""
+    if device.type == "cuda":
+        # What was queued before must not count as this work's time.
+        torch.cuda.synchronize(device)
     started = time.perf_counter()
     work()
     if device.type == "cuda":

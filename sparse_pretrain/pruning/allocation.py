@@ -87,7 +87,9 @@ def assign(units: Sequence[Unit], groups: Mapping[str, Sequence[str]], key: str)
     for name in groups:
         if name not in result:
             example = units[0].members[0] if units else "(none)"
-            raise UserError(f"{key}.{name}: no prunable weight is found by it; names look like {example}")
+            taken = any(p.search(member) for p in compiled[name] for unit in units for member in unit.members)
+            why = "earlier patterns take all that it finds" if taken else "no prunable weight is found by it"
+            raise UserError(f"{key}.{name}: {why}; names look like {example}")
     return result
 
 

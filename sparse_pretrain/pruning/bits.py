@@ -63,10 +63,10 @@ def multiply(values: Tensor, mask: Tensor) -> None:
 
     A CPU multiplies the bit patterns by 0 or 1 as integers: six to ten times faster than torch's
     float x bool (measured, 42 M values on one core: float32 19 against 115 ms, bfloat16 11 against
-    106 ms). Unlike a float product it also turns NaN into 0 where the mask is False.
+    106 ms). Either way NaN and infinity become 0 where the mask is False.
     """
     if values.device.type != "cpu" or not values.is_contiguous() or values.element_size() not in INTEGERS:
-        values.mul_(mask.reshape(values.shape))
+        values.masked_fill_(~mask.reshape(values.shape), 0.0)
         return
     array = _as_integers(values)
     np.multiply(array, mask.reshape(-1).numpy().view(np.int8), out=array, casting="unsafe")
@@ -75,7 +75,7 @@ def multiply(values: Tensor, mask: Tensor) -> None:
 def multiply_packed(values: Tensor, packed: Tensor, first: int = 0) -> None:
     """Do what `multiply` does by a packed mask, from its element `first` on."""
     if values.device.type != "cpu" or not values.is_contiguous() or values.element_size() not in INTEGERS:
-        values.mul_(unpack_bits(packed, values.numel(), first).reshape(values.shape))
+        multiply(values, unpack_bits(packed, values.numel(), first))
         return
     flat = values.view(-1)
     for begin in range(0, flat.numel(), BLOCK):

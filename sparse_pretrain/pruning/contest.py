@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sparse_pretrain.config.pruning import ElementStructure, PruningSection
+from sparse_pretrain.config.pruning import PruningSection
 from sparse_pretrain.pruning.allocation import Scope, budget, most_that_may_go, scopes
 from sparse_pretrain.pruning.exchange import Extents, Piece, collect, exchange, owners
 from sparse_pretrain.pruning.masks import MaskSet
@@ -21,8 +21,9 @@ Score = Callable[[Part], Tensor]
 class Contest:
     """The weights that compete for being kept, cut into groups and scopes; has no memory.
 
-    Single weights are judged where they are, shard by shard. Groups of several weights are judged by
-    one rank each, their owner, which gets the scores (never the weights) of one weight at a time.
+    Single weights are judged where they are, shard by shard; where a structure protects some (N:M), an
+    owner gets the scores of one whole weight at a time, says which, and forgets them. Groups of several
+    weights are judged by their owner, which pools the scores of one weight at a time.
     """
 
     def __init__(
@@ -39,7 +40,6 @@ class Contest:
         """
         self._structure = structure
         self._weights = weights
-        self._by_element = isinstance(section.structure, ElementStructure)
         self._minimum_kept = section.allocation.minimum_kept
         self._units = list(structure.units(shapes))
         members = {member for unit in self._units for member in unit.members}
@@ -66,13 +66,13 @@ class Contest:
             The new masks, whole, on every rank, in the model's order; and every weight's threshold.
 
         Raises:
-            ValueError: a score is NaN (on every rank).
+            ScoreIsNaNError: a score is NaN (on every rank).
         """
         segments = self._segments(score, masks, regrowth)
         if self._minimum_kept:
             segments = self._protect_floor(segments)
         budgets = [budget(scope, share(scope)) for scope in self.scopes]
-        selection = prune_lowest(segments, budgets, self._weights.ranks)
+        selection = prune_lowest(segments, budgets, self._weights.ranks, self._weights.device)
         shapes = list(self.shapes.values())
         pieces = self._pieces(segments, selection)
         drawn = exchange(pieces, shapes, self._weights.ranks, self._weights.device)
@@ -84,41 +84,69 @@ class Contest:
         return zip(self.shapes, drawn, strict=True), thresholds
 
     def _segments(self, score: Score, masks: MaskSet, regrowth: bool) -> list[Segment]:
-        if not self._by_element:
-            return [
-                Segment(index, 0, self._scope_of[index], groups)
-                for index in range(len(self._units))
-                if (groups := self._pooled(index, score, masks, regrowth)) is not None
-            ]
-        return [
-            Segment(index, part.start, self._scope_of[index], GroupScores(scores, 1))
-            for index, unit in enumerate(self._units)
-            if (part := self._weights.part(unit.members[0])) is not None
-            for scores in [single_scores(part, score, masks, regrowth)]
-        ]
+        if self._structure.groups_are_weights:
+            return self._segments_in_shards(score, masks, regrowth)
+        segments = []
+        for index in range(len(self._units)):
+            groups = self._pooled(index, score, masks, regrowth)
+            if groups is not None:
+                segments.append(Segment(index, 0, self._scope_of[index], groups))
+        return segments
+
+    def _segments_in_shards(self, score: Score, masks: MaskSet, regrowth: bool) -> list[Segment]:
+        segments, protected = [], self._protected(score, masks, regrowth)
+        for index, unit in enumerate(self._units):
+            part = self._weights.part(unit.members[0])
+            if part is not None:
+                groups = GroupScores(single_scores(part, score, masks, regrowth), 1, protected.get(index))
+                segments.append(Segment(index, part.start, self._scope_of[index], groups))
+        return segments
+
+    def _protected(self, score: Score, masks: MaskSet, regrowth: bool) -> dict[int, Tensor]:
+        """Return which weights of this rank's parts the structure protects, by unit (collective)."""
+        if not self._structure.protects:
+            return {}
+        pieces = []
+        for index, unit in enumerate(self._units):
+            whole = self._collect(index, unit.members[0], score, masks, regrowth)
+            if whole is not None:
+                groups = self._structure.pool(unit, lambda _, whole=whole: whole)  # type: ignore[misc]
+                if groups.protected is not None:
+                    pieces.append(Piece(index, 0, groups.protected))
+        shapes = [self.shapes[unit.members[0]] for unit in self._units]
+        found: dict[int, Tensor] = {}
+        everywhere = exchange(pieces, shapes, self._weights.ranks, self._weights.device)
+        for index, protected in enumerate(everywhere):
+            part = self._weights.part(self._units[index].members[0])
+            if part is not None:
+                found[index] = protected.view(-1)[part.start : part.start + part.master.numel()].clone()
+        return found
 
     def _pooled(self, index: int, score: Score, masks: MaskSet, regrowth: bool) -> GroupScores | None:
         """Bring a unit's scores to its owner and pool them there; None on the other ranks."""
-        unit, single = self._units[index], self._structure.groups_are_weights
-        mine = self._weights.ranks.rank == self._owners[index]
+        unit = self._units[index]
 
         def whole(name: str) -> Tensor:
-            part = self._weights.part(name)
-            scores = None if part is None else single_scores(part, score, masks, regrowth or not single)
-            found = collect(
-                scores, self.shapes[name], name, self._extents, self._owners[index], self._weights.ranks
-            )
-            return torch.empty(0) if found is None else found
+            scores = self._collect(index, name, score, masks, regrowth=True)
+            return torch.empty(0) if scores is None else scores
 
-        if not mine:
+        if self._weights.ranks.rank != self._owners[index]:
             for name in unit.members:
                 whole(name)
             return None
         groups = self._structure.pool(unit, whole)
-        if regrowth or single:
+        if regrowth:
             return groups
         kept = self._structure.pool(unit, lambda name: masks[name].float()).scores
         return replace(groups, scores=groups.scores.masked_fill(kept == 0, -torch.inf))
+
+    def _collect(self, index: int, name: str, score: Score, masks: MaskSet, regrowth: bool) -> Tensor | None:
+        """Return a weight's whole scores on its unit's owner, None elsewhere (collective)."""
+        part = self._weights.part(name)
+        scores = None if part is None else single_scores(part, score, masks, regrowth)
+        return collect(
+            scores, self.shapes[name], name, self._extents, self._owners[index], self._weights.ranks
+        )
 
     @property
     def _extents(self) -> Extents:
@@ -138,7 +166,7 @@ class Contest:
         """Forbid every unit to lose more than its floor allows: protect what the floor keeps of it."""
         caps = [most_that_may_go(weights, self._minimum_kept) for weights in self._unit_weights]
         alone = [replace(segment, scope=segment.unit) for segment in segments]
-        kept = prune_lowest(alone, caps, self._weights.ranks).keep
+        kept = prune_lowest(alone, caps, self._weights.ranks, self._weights.device).keep
         return [
             replace(segment, groups=replace(segment.groups, protected=keep))
             for segment, keep in zip(segments, kept, strict=True)
@@ -149,7 +177,7 @@ class Contest:
         pieces: list[Piece] = []
         for segment, keep in zip(segments, selection.keep, strict=True):
             unit = self._units[segment.unit]
-            if self._by_element:
+            if self._structure.groups_are_weights:
                 pieces.append(Piece(row[unit.members[0]], segment.start, keep))
             else:
                 expanded = self._structure.expand(unit, keep)
@@ -160,6 +188,15 @@ class Contest:
 def single_scores(part: Part, score: Score, masks: MaskSet, regrowth: bool) -> Tensor:
     """Return a part's scores; where nothing may grow back, pruned weights come last whatever they score."""
     scores = score(part)
+    if (
+        scores.shape != part.master.shape
+        or scores.dtype != torch.float32
+        or scores.device != part.master.device
+    ):
+        raise TypeError(
+            f"{part.name}: a scorer must return float32 {list(part.master.shape)} on {part.master.device}, "
+            f"this one returned {scores.dtype} {list(scores.shape)} on {scores.device}"
+        )
     if regrowth:
         return scores
     return scores.masked_fill(~masks.part(part.name, part.start, part.master.numel()), -torch.inf)

@@ -63,17 +63,14 @@ def collect(
     Returns:
         The scores in the weight's shape on the owner, None elsewhere.
     """
-    if ranks.rank != owner:
-        if scores is not None:
-            ranks.send(scores, owner)
+    places = [held[name] for held in extents.of]
+    mine = scores if scores is not None else torch.empty(0, dtype=torch.float32, device=extents.device)
+    parts = ranks.collect(mine, [length for _, length in places], owner)
+    if parts is None:
         return None
     whole = torch.empty(shape.numel(), dtype=torch.float32, device=extents.device)
-    for source, held in enumerate(extents.of):
-        start, length = held[name]
-        if source == owner and scores is not None:
-            whole[start : start + length] = scores
-        elif length:
-            ranks.receive(whole[start : start + length], source)
+    for (start, length), part in zip(places, parts, strict=True):
+        whole[start : start + length] = part
     return whole.reshape(shape)
 
 

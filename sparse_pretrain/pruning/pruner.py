@@ -1,5 +1,6 @@
 """Drives schedule, scorer, structure and allocation, and keeps the masks: the only stateful part of pruning."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +19,10 @@ from sparse_pretrain.pruning.schedule import (
     weight_sparsity,
 )
 from sparse_pretrain.pruning.scorer import Scorer
+from sparse_pretrain.pruning.selection import ScoreIsNaNError
 from sparse_pretrain.pruning.structure import Structure
 from sparse_pretrain.pruning.update import LayerUpdate, MaskUpdate
-from sparse_pretrain.pruning.verify import same_everywhere, verify
+from sparse_pretrain.pruning.verify import check_finite, same_everywhere, verify
 from sparse_pretrain.pruning.weights import WeightAccess
 
 
@@ -74,13 +76,15 @@ class Pruner:
 
         Clipping sees masked gradients only, as in `forward(w * mask)`; the scorer sees all of them.
         """
-        observing = self.scorer.needs_gradients and not self.frozen and self._gradients_are_finite()
+        observing = self.scorer.needs_gradients and not self.frozen
+        # A step that will be skipped is none.
+        observing = observing and self._weights.gradients_are_finite()
+        scale = self._weights.gradient_scale
         for name in self._shapes:
             part, gradient = self._weights.part(name), self._weights.gradient(name)
             if part is None or gradient is None:
                 continue
             if observing:
-                scale = self._weights.gradient_scale
                 self.scorer.observe(part, gradient if scale == 1.0 else gradient.float() / scale)
             self.masks.multiply(name, gradient, part.start)
 
@@ -96,7 +100,7 @@ class Pruner:
             What changed, when this was an update step.
 
         Raises:
-            MaskViolationError: a weight is NaN.
+            BrokenWeightsError: a weight is NaN.
             RuntimeError: ranks computed different masks.
         """
         if applied and step and not self.frozen:
@@ -118,7 +122,7 @@ class Pruner:
         """Prove that weights obey the masks (collective).
 
         Raises:
-            MaskViolationError: naming the layer.
+            BrokenWeightsError: naming the layer.
         """
         verify(self.masks, self._weights, self.frozen)
 
@@ -132,8 +136,8 @@ class Pruner:
 
         try:
             drawn, thresholds = self._contest.draw(self.scorer.score, share, self.masks, regrowth)
-        except ValueError:
-            self.verify()  # knows the layer's name
+        except ScoreIsNaNError:
+            check_finite(self._shapes, self._weights)  # knows the layer's name
             raise
         flips = {name: self.masks.replace(name, mask) for name, mask in drawn}
         if not same_everywhere(self.masks, self._weights):
@@ -153,20 +157,11 @@ class Pruner:
     def _layer(self, name: str, flips: Flips, threshold: float | None) -> LayerUpdate:
         return LayerUpdate(
             sparsity=self.masks.sparsity(name),
-            threshold=threshold,
+            threshold=None if threshold == -math.inf else threshold,
             pruned=flips.pruned,
             regrown=flips.regrown,
             dead_rows=share_of_empty_rows(self.masks[name]),
         )
-
-    def _gradients_are_finite(self) -> bool:
-        """Say whether all gradients of prunable weights are numbers; the step will be skipped when not."""
-        broken = torch.zeros(1, dtype=torch.int64, device=self._weights.device)
-        for name in self._shapes:
-            gradient = self._weights.gradient(name)
-            if gradient is not None:
-                broken += torch.count_nonzero(~torch.isfinite(gradient))
-        return int(self._weights.ranks.sum(broken)) == 0
 
     # --- state ----------------------------------------------------------------------------------
 
@@ -176,15 +171,19 @@ class Pruner:
             "frozen": self.frozen,
             "zeroed": self._zeroed,
             "masks": self.masks.digest(),
-            "scorer": self.scorer.state_dict(),
+            "scorer": {"name": type(self.scorer).__name__, **self.scorer.state_dict()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any], masks: MaskSet) -> None:
         """Take over saved masks and go on with the schedule where it stood.
 
         Raises:
-            ValueError: the masks are not the ones that were saved with this state, or do not fit.
+            ValueError: the masks are not the ones that were saved with this state, or do not fit; or another
+                scorer made them.
         """
+        scorer = type(self.scorer).__name__
+        if state["scorer"]["name"] != scorer and not state["frozen"]:
+            raise ValueError(f"it was saved with scorer {state['scorer']['name']}, the recipe has {scorer}")
         if masks.digest() != state["masks"] or set(masks) != set(self.masks):
             raise ValueError("the saved masks do not belong to this state or this model")
         for name, mask in masks.items():
@@ -192,4 +191,5 @@ class Pruner:
         self.sparsity = self.masks.total_sparsity()
         self.frozen = bool(state["frozen"])
         self._zeroed = bool(state["zeroed"])
-        self.scorer.load_state_dict(state["scorer"])
+        if state["scorer"]["name"] == scorer:
+            self.scorer.load_state_dict(state["scorer"])

@@ -1,5 +1,6 @@
 """The few collectives that pruning needs, over a torch process group or over nothing."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 
 class Ranks(Protocol):
-    """All ranks of a run; every method but `send` and `receive` must be called by all of them together."""
+    """All ranks of a run; every method must be called by all of them together."""
 
     @property
     def rank(self) -> int:
@@ -28,12 +29,17 @@ class Ranks(Protocol):
         """Return every rank's 1-D tensor, in rank order; lengths may differ, dtypes may not."""
         ...
 
-    def send(self, values: Tensor, to: int) -> None:
-        """Send a tensor that rank `to` receives by a matching call."""
-        ...
+    def collect(self, values: Tensor, lengths: Sequence[int], owner: int) -> list[Tensor] | None:
+        """Bring every rank's 1-D tensor to one rank.
 
-    def receive(self, values: Tensor, source: int) -> None:
-        """Receive a tensor of known length from rank `source`, in place."""
+        Args:
+            values: this rank's, perhaps empty.
+            lengths: of all ranks' tensors; every rank knows them.
+            owner: the rank that gets them.
+
+        Returns:
+            All tensors in rank order on the owner, None elsewhere.
+        """
         ...
 
 
@@ -51,13 +57,9 @@ class OneRank:
         """Return the values as those of the only rank."""
         return [values]
 
-    def send(self, values: Tensor, to: int) -> None:
-        """There is nobody to send to."""
-        raise ValueError(f"no rank {to} in a run of one rank")
-
-    def receive(self, values: Tensor, source: int) -> None:
-        """There is nobody to receive from."""
-        raise ValueError(f"no rank {source} in a run of one rank")
+    def collect(self, values: Tensor, lengths: Sequence[int], owner: int) -> list[Tensor] | None:
+        """Return the values as those of the only rank."""
+        return [values]
 
 
 class ProcessGroupRanks:
@@ -84,10 +86,11 @@ class ProcessGroupRanks:
         dist.all_gather(everyone, padded)
         return [part[:count] for part, count in zip(everyone, counts, strict=True)]
 
-    def send(self, values: Tensor, to: int) -> None:
-        """Send point to point."""
-        dist.send(values.contiguous(), to)
-
-    def receive(self, values: Tensor, source: int) -> None:
-        """Receive point to point."""
-        dist.recv(values, source)
+    def collect(self, values: Tensor, lengths: Sequence[int], owner: int) -> list[Tensor] | None:
+        """Send everything to one rank by an all-to-all: one communicator, whoever the owner is."""
+        mine = self.rank == owner
+        arriving = list(lengths) if mine else [0] * self.size
+        leaving = [values.numel() if rank == owner else 0 for rank in range(self.size)]
+        received = values.new_empty(sum(arriving))
+        dist.all_to_all_single(received, values.contiguous(), arriving, leaving)
+        return list(received.split(arriving)) if mine else None

@@ -81,20 +81,11 @@ def target_sparsity(step: int, schedule: Schedule) -> float:
     return schedule.final + (schedule.initial - schedule.final) * _left(step, schedule)
 
 
-def progress(step: int, schedule: Schedule) -> float:
-    """Return p(t) = (s(t) - s_i) / (s_f - s_i), the share of the rise that is done, in [0, 1].
-
-    Where s_i = s_f nothing rises and the quotient is undefined: p is then its limit for s_i -> s_f
-    (cubic as ever; exponential as linear), and 1 from `begin` on for a table, whose shape is in its values.
-    0 before `begin`; 1 from there on for one_shot and constant.
-    """
-    return 1.0 - _left(step, schedule) if step >= schedule.begin else 0.0
-
-
 def weight_sparsity(step: int, schedule: Schedule, final: float) -> float:
     """Return the target of a weight whose last one is not the schedule's, in [0, 1); it never falls.
 
-    s_i + (f - s_i) p(t) with the weight's own final sparsity f. A weight that shall end below the
+    s_i + (f - s_i) p(t) with the weight's own final sparsity f and the schedule's progress
+    p(t) = (s(t) - s_i) / (s_f - s_i). A weight that shall end below the
     schedule's initial sparsity starts at f: rising to s_i only to grow back would lose weights for nothing.
 
     Args:

@@ -16,8 +16,12 @@ from sparse_pretrain.pruning.ranks import Ranks
 from sparse_pretrain.pruning.structure import GroupScores
 
 # First digits of +-infinity: NaN lies there or beyond, and nowhere else.
-HIGHEST_FINITE_DIGIT = (0x7F800000 >> 20) + 2048
-LOWEST_FINITE_DIGIT = 4095 - HIGHEST_FINITE_DIGIT
+INFINITY_DIGIT = (0x7F800000 >> 20) + 2048
+MINUS_INFINITY_DIGIT = 4095 - INFINITY_DIGIT
+
+
+class ScoreIsNaNError(ValueError):
+    """A score is NaN; raised on every rank."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ class Selection:
     thresholds: list[float | None]
 
 
-def prune_lowest(segments: Sequence[Segment], budgets: Sequence[int], ranks: Ranks) -> Selection:
+def prune_lowest(
+    segments: Sequence[Segment], budgets: Sequence[int], ranks: Ranks, device: torch.device
+) -> Selection:
     """Prune the groups with the lowest scores of every scope, exactly as many weights as fit its budget.
 
     In each scope groups are taken in the order of (score, unit, index) as long as their weights add up to
@@ -62,11 +68,11 @@ def prune_lowest(segments: Sequence[Segment], budgets: Sequence[int], ranks: Ran
         segments: this rank's; over all ranks every group appears once.
         budgets: weights to prune, by scope; the same on every rank.
         ranks: over which the segments are spread.
+        device: where scores live on every rank; one without segments exchanges counts there all the same.
 
     Raises:
-        ValueError: a score is NaN (on every rank).
+        ScoreIsNaNError: a score is NaN (on every rank).
     """
-    device = segments[0].groups.scores.device if segments else torch.device("cpu")
     search = _Search(segments, budgets, ranks, device)
     for place in range(len(DIGIT_BITS)):
         search.narrow(place)
@@ -93,13 +99,18 @@ class _Search:
 
     def narrow(self, place: int) -> None:
         """Find the next digit of every scope's threshold from one all-reduced histogram."""
-        counts = torch.zeros(len(self._left), 2 ** DIGIT_BITS[place], dtype=torch.int64, device=self._device)
+        buckets = 2 ** DIGIT_BITS[place]
+        # One column more: NaN among protected groups, which no bucket counts.
+        counts = torch.zeros(len(self._left), buckets + 1, dtype=torch.int64, device=self._device)
         for index, segment in enumerate(self._segments):
-            counts[segment.scope] += self._count(index, place)
+            counts[segment.scope, :buckets] += self._count(index, place)
+            protected = segment.groups.protected
+            if place == 0 and protected is not None:
+                counts[segment.scope, buckets] += torch.isnan(segment.groups.scores[protected]).sum()
         self._ranks.sum(counts)
         if place == 0:
-            self._check_numbers(counts)
-        totals = counts.cumsum(dim=1).cpu()
+            self._check_numbers(counts[:, :buckets], int(counts[:, buckets].sum()))
+        totals = counts[:, :buckets].cumsum(dim=1).cpu()
         for scope, total in enumerate(totals):
             budget = min(self._left[scope], int(total[-1]))
             if budget <= 0:
@@ -138,16 +149,16 @@ class _Search:
         whole = torch.cat(keys) if keys else torch.empty(0, dtype=torch.int32, device=self._device)
         return whole, torch.cat(sizes) if sizes else (groups.sizes if isinstance(groups.sizes, int) else 1)
 
-    def _check_numbers(self, counts: Tensor) -> None:
+    def _check_numbers(self, counts: Tensor, broken: int) -> None:
         # Only when a histogram shows anything infinite is it worth looking at every score again.
-        beyond = counts[:, HIGHEST_FINITE_DIGIT:].sum() + counts[:, : LOWEST_FINITE_DIGIT + 1].sum()
-        if int(beyond) == 0:
-            return
-        broken = torch.zeros(1, dtype=torch.int64, device=self._device)
-        for segment in self._segments:
-            broken += torch.isnan(segment.groups.scores).sum()
-        if int(self._ranks.sum(broken)):
-            raise ValueError("a score is NaN: the weights are broken, no mask can be drawn from them")
+        infinite = counts[:, INFINITY_DIGIT:].sum() + counts[:, : MINUS_INFINITY_DIGIT + 1].sum()
+        if int(infinite):
+            found = torch.zeros(1, dtype=torch.int64, device=self._device)
+            for segment in self._segments:
+                found += torch.isnan(segment.groups.scores).sum()
+            broken += int(self._ranks.sum(found))
+        if broken:
+            raise ScoreIsNaNError("a score is NaN: the weights are broken, no mask can be drawn from them")
 
     def threshold(self, scope: int) -> float | None:
         """Return a scope's threshold; None when nothing in it may be pruned."""

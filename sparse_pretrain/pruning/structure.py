@@ -41,11 +41,16 @@ class GroupScores:
 
 
 class Structure(Protocol):
-    """Pure: knows shapes, never communicates. One rank holds all scores of one weight at a time."""
+    """Pure: knows shapes, never communicates. It is shown the whole scores of one weight at a time."""
 
     @property
     def groups_are_weights(self) -> bool:
-        """Whether every group is a single weight (nothing is pooled)."""
+        """Whether every group is a single weight: nothing is pooled, scores stay in their shards."""
+        ...
+
+    @property
+    def protects(self) -> bool:
+        """Whether `pool` protects groups, for which it must see whole weights."""
         ...
 
     def units(self, shapes: Mapping[str, torch.Size]) -> Sequence[Unit]:

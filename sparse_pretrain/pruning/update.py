@@ -9,8 +9,9 @@ class LayerUpdate:
 
     Attributes:
         sparsity: share of pruned weights, in [0, 1].
-        threshold: the highest pruned score of the weight's scope (the whole model's, with global
-            allocation); None when nothing there is pruned.
+        threshold: the score at which the budget of the weight's scope (the whole model's, with global
+            allocation) is reached: what scored less was pruned. None when nothing was to be pruned, or
+            only what is pruned for good.
         pruned: weights newly pruned.
         regrown: weights that came back.
         dead_rows: share of rows (output neurons) without any kept weight, in [0, 1].

@@ -39,6 +39,13 @@ class WeightAccess(Protocol):
         """What the gradients are multiplied by (fp16's loss scale), else 1."""
         ...
 
+    def gradients_are_finite(self) -> bool:
+        """Say whether no gradient of any parameter is NaN or infinite on any rank (collective).
+
+        When one is, the step will be skipped.
+        """
+        ...
+
     def working(self, name: str) -> tuple[int, Tensor]:
         """Return what this rank holds of the copy that forward uses: index of its first element, flat view."""
         ...

@@ -55,6 +55,7 @@ def deepspeed_config(recipe: TrainRecipe, precision: Resolved, world_size: int) 
         enabled = bool(config.get(section, {}).get("enabled", False))
         if enabled != (name == precision):
             raise UserError(f"{path}: {section}.enabled = {enabled}: the run's precision is {precision}")
+    check_settings_that_break_pruning(path, config)
     per_pass = recipe.batch.micro_size * world_size
     return {
         **config,
@@ -66,3 +67,17 @@ def deepspeed_config(recipe: TrainRecipe, precision: Resolved, world_size: int) 
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
     }
+
+
+def check_settings_that_break_pruning(path: Path, config: dict[str, Any]) -> None:
+    """Refuse keys that make DeepSpeed skip checks we rely on, or use an optimizer of another layout.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if config.get("bf16", {}).get("check_grad_overflow", True) is not True:
+        raise UserError(
+            f"{path}: bf16.check_grad_overflow = false: steps with NaN gradients would be applied; remove it"
+        )
+    if config.get("data_types", {}).get("grad_accum_dtype") is not None:
+        raise UserError(f"{path}: data_types.grad_accum_dtype: not supported; remove it")

@@ -72,6 +72,8 @@ class Engine:
             parameter.ds_id: place for group in groups for place, parameter in enumerate(group)
         }
         self._restore_masters(originals)
+        # At its lowest scale DeepSpeed would end an fp16 run itself; when to give up is the guard's to say.
+        self._zero.loss_scaler.raise_error_at_min_scale = False
 
     # --- the training step ---------------------------------------------------------------------
 
@@ -150,6 +152,15 @@ class Engine:
     def gradient_scale(self) -> float:
         """What the gradients are multiplied by until the step undoes it (fp16's loss scale), else 1."""
         return float(self._zero.loss_scale)
+
+    def gradients_are_finite(self) -> bool:
+        """Say whether no gradient of any parameter is NaN or infinite on any rank (collective)."""
+        broken = torch.zeros(1, dtype=torch.int64, device=self.device)
+        for name in self.parameters:
+            gradient = self.gradient(name)
+            if gradient is not None:
+                broken += torch.count_nonzero(~torch.isfinite(gradient))
+        return int(self.ranks.sum(broken)) == 0
 
     def working(self, name: str) -> tuple[int, Tensor]:
         """Return what this rank holds of the copy that forward uses: index of its first element, flat view."""
@@ -266,7 +277,7 @@ class Engine:
         scaler = self._zero.loss_scaler
         return {
             key: getattr(scaler, key)
-            for key in ("cur_scale", "cur_iter", "last_overflow_iter")
+            for key in ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
             if hasattr(scaler, key)
         }
 

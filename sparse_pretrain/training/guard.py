@@ -44,3 +44,11 @@ class Guard:
                 f"step {step}: {self._in_a_row} steps in a row without a usable update (loss {self._loss}; a loss "
                 f"or gradient was NaN or infinite); last good checkpoint: {last_checkpoint or 'none yet'}"
             )
+
+    def state_dict(self) -> dict[str, int]:
+        """Return both counts: a run that is preempted often must not start counting anew each time."""
+        return {"skipped": self.skipped, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on counting."""
+        self.skipped, self._in_a_row = int(state["skipped"]), int(state["in_a_row"])

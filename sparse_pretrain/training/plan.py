@@ -7,6 +7,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from sparse_pretrain.config.load import to_yaml
+from sparse_pretrain.config.pruning import MovementScorer
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.loader import Slice
 from sparse_pretrain.data.manifest import MANIFEST_FILE, Manifest, read_manifest
@@ -80,10 +81,17 @@ def memory_per_rank(
         "working_copy": parameters * width // (world_size if stage == 3 else 1),
         "gradients": parameters * width // (world_size if stage >= 2 else 1),
         "masters_and_moments": parameters * 12 // world_size,
+        "scores": prunable * 4 // world_size if remembers_scores(recipe) else 0,
         "masks": -(-prunable // 8) if recipe.pruning and recipe.pruning.masks.packed else prunable,
         "teacher": teacher,
     }
     return {**parts, "total": sum(parts.values())}
+
+
+def remembers_scores(recipe: TrainRecipe) -> bool:
+    """Say whether the recipe's scorer keeps a number for every weight; of a custom one nothing is known."""
+    scorer = recipe.pruning.scorer if recipe.pruning is not None else None
+    return isinstance(scorer, MovementScorer) or getattr(scorer, "exclude_weight_decay", False)
 
 
 def render(recipe: TrainRecipe, numbers: dict[str, Any], console: Console) -> None:

@@ -13,6 +13,7 @@ from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import read_json, write_json
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 from sparse_pretrain.pruning.pruner import Pruner
+from sparse_pretrain.pruning.verify import check_finite
 from sparse_pretrain.training.engine import MOMENTS, Engine
 from sparse_pretrain.training.provenance import versions
 from sparse_pretrain.training.trainer import Trainer
@@ -34,8 +35,9 @@ class Snapshots:
         """Write a checkpoint of the trainer's present step together with all ranks.
 
         Raises:
-            MaskViolationError: a weight does not obey its mask; nothing is written.
+            BrokenWeightsError: a weight is NaN or does not obey its mask; nothing is written.
         """
+        check_finite(trainer.engine.parameters, trainer.engine)
         if trainer.pruner is not None:
             trainer.pruner.verify()
         folder = save_checkpoint(
@@ -66,7 +68,7 @@ class Snapshots:
                 "loader": trainer.loader.state_dict(),
                 "pruner": pruner.state_dict() if pruner is not None else None,
                 "teacher": self._teacher_identity,
-                "skipped": trainer.guard.skipped,
+                "guard": trainer.guard.state_dict(),
                 "metrics": trainer.metrics,
                 "recipe": trainer.recipe.model_dump(mode="json"),
                 "versions": versions(),
@@ -101,12 +103,22 @@ class Snapshots:
             except (ValueError, KeyError) as error:
                 raise UserError(f"{folder}: pruning state: {error}") from None
             restore_scorer(trainer.pruner, trainer.engine, reader)
+            check_will_freeze(trainer.pruner, int(state["step"]), folder)
             trainer.engine.mask_working_copies(trainer.pruner.masks)
         restore_random_states(reader, trainer.world.rank, trainer.world.size == state["world_size"])
         trainer.metrics = state["metrics"]
-        trainer.guard.skipped = int(state.get("skipped", 0))
+        trainer.guard.load_state_dict(state["guard"])
         trainer.last_checkpoint = folder
         trainer.step = int(state["step"])
+
+
+def check_will_freeze(pruner: Pruner, step: int, folder: Path) -> None:
+    """Refuse a schedule whose last update has passed while the saved masks are still open."""
+    if not pruner.frozen and step >= pruner.schedule.last_update:
+        raise UserError(
+            f"pruning.end: the recipe's last mask update is after step {pruner.schedule.last_update}, {folder} is at "
+            f"step {step} and its masks are not frozen yet: they never would; give a later pruning.end"
+        )
 
 
 def pieces(trainer: Trainer) -> Iterator[tuple[str, str, int, Tensor]]:

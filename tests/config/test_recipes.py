@@ -183,6 +183,14 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         ({"zero_optimization": {"stage": 1}}, "the recipe says engine.stage = 2"),
         ({"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}, "the run's precision is fp32"),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "not supported"),
+        (
+            {"zero_optimization": {"stage": 2}, "bf16": {"enabled": False, "check_grad_overflow": False}},
+            "steps with NaN gradients would be applied",
+        ),
+        (
+            {"zero_optimization": {"stage": 2}, "data_types": {"grad_accum_dtype": "fp32"}},
+            r"data_types\.grad_accum_dtype: not supported",
+        ),
     ],
 )
 def test_own_deepspeed_files_must_not_contradict_the_recipe(

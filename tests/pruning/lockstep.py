@@ -1,11 +1,11 @@
 """Several ranks as threads of one process: collectives without processes, for property tests."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from queue import Queue
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
@@ -17,10 +17,7 @@ class Group:
     def __init__(self, size: int) -> None:
         self.size = size
         self.barrier = threading.Barrier(size, timeout=20)
-        self.slots: list[Tensor | None] = [None] * size
-        self.mail: dict[tuple[int, int], Queue[Tensor]] = {
-            (source, to): Queue() for source in range(size) for to in range(size)
-        }
+        self.slots: list[tuple[str, torch.dtype, Tensor] | None] = [None] * size
 
 
 class LockStepRanks:
@@ -31,26 +28,28 @@ class LockStepRanks:
         self.size = group.size
         self._group = group
 
-    def _everyone(self, values: Tensor) -> list[Tensor]:
-        self._group.slots[self.rank] = values.clone()
+    def _everyone(self, values: Tensor, operation: str) -> list[Tensor]:
+        """Exchange with ranks that do the same: a rank that does something else fails the test."""
+        self._group.slots[self.rank] = (operation, values.dtype, values.clone())
         self._group.barrier.wait()
-        found = [slot.clone() for slot in self._group.slots if slot is not None]
+        found = [slot for slot in self._group.slots if slot is not None]
+        assert len({(name, dtype) for name, dtype, _ in found}) == 1, found
+        copies = [value.clone() for _, _, value in found]
         self._group.barrier.wait()
-        return found
+        return copies
 
     def sum(self, values: Tensor) -> Tensor:
-        parts = self._everyone(values)
+        parts = self._everyone(values, f"sum {list(values.shape)}")
         values.copy_(sum(parts[1:], parts[0]))
         return values
 
     def gather(self, values: Tensor) -> list[Tensor]:
-        return self._everyone(values)
+        return self._everyone(values, "gather")
 
-    def send(self, values: Tensor, to: int) -> None:
-        self._group.mail[self.rank, to].put(values.clone())
-
-    def receive(self, values: Tensor, source: int) -> None:
-        values.copy_(self._group.mail[source, self.rank].get(timeout=20))
+    def collect(self, values: Tensor, lengths: Sequence[int], owner: int) -> list[Tensor] | None:
+        parts = self._everyone(values, f"collect {list(lengths)} to {owner}")
+        assert [len(part) for part in parts] == list(lengths)
+        return parts if self.rank == owner else None
 
 
 def run_ranks(size: int, function: Callable[[LockStepRanks], Result]) -> list[Result]:

@@ -40,6 +40,15 @@ class MemoryWeights:
         self.gradients = {name: torch.ones_like(part) for name, part in self.master.items()}
         self.copies = {name: weight.clone() for name, weight in weights.items()}
 
+    def step(self) -> None:
+        """Do what an engine's step ends with: copies become what the masters are (of this rank's parts)."""
+        for name, (start, length) in self.extents.items():
+            self.copies[name].view(-1)[start : start + length] = self.master[name]
+
+    def gradients_are_finite(self) -> bool:
+        broken = sum(int((~torch.isfinite(gradient)).sum()) for gradient in self.gradients.values())
+        return int(self.ranks.sum(torch.tensor([broken]))) == 0
+
     def part(self, name: str) -> Part | None:
         start, length = self.extents[name]
         return Part(name, start, self.master[name]) if length else None

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from sparse_pretrain.pruning.radix import sortable, to_float
 from sparse_pretrain.pruning.ranks import OneRank
-from sparse_pretrain.pruning.selection import Segment, prune_lowest
+from sparse_pretrain.pruning.selection import ScoreIsNaNError, Segment, prune_lowest
 from sparse_pretrain.pruning.structure import GroupScores
 from tests.pruning.lockstep import LockStepRanks, run_ranks
 
+CPU = torch.device("cpu")
 ANY_FLOAT = st.floats(width=32, allow_nan=False)
 # Few distinct values: ties everywhere, across weights and ranks.
 TIED = st.sampled_from([0.0, -0.0, 1.0, 1.0000001, -1.0, 2.0, math.inf, -math.inf, 1e-45])
@@ -42,7 +43,7 @@ def prune_spread(
             for unit, start, scores in mine
             if len(scores)
         ]
-        selection = prune_lowest(segments, budgets, ranks)
+        selection = prune_lowest(segments, budgets, ranks, CPU)
         return segments, selection.keep, selection.thresholds
 
     masks = [torch.zeros(len(scores), dtype=torch.bool) for scores in weights]
@@ -138,7 +139,7 @@ def test_groups_of_several_weights_fill_the_budget_from_below(
             )
             for index in parts[ranks.rank]
         ]
-        return prune_lowest(segments, [budget], ranks).keep
+        return prune_lowest(segments, [budget], ranks, CPU).keep
 
     kept = {}
     for mine, keeps in zip(parts, run_ranks(size, work), strict=True):
@@ -169,7 +170,24 @@ def test_keys_compare_as_the_floats_do(values: list[float]) -> None:
     assert [to_float(int(key)) for key in keys] == scores.tolist()
 
 
+def test_nan_under_protection_is_refused_too() -> None:
+    groups = GroupScores(torch.tensor([math.nan, 1.0]), 1, torch.tensor([True, False]))
+    with pytest.raises(ScoreIsNaNError):
+        prune_lowest([Segment(0, 0, 0, groups)], [1], OneRank(), CPU)
+
+
+def test_a_rank_without_segments_exchanges_on_the_run_s_device() -> None:
+    """NCCL takes GPU tensors only: the device must not be guessed from segments that are not there."""
+
+    class Recording(OneRank):
+        def sum(self, values: Tensor) -> Tensor:
+            raise InterruptedError(values.device.type)
+
+    with pytest.raises(InterruptedError, match="meta"):
+        prune_lowest([], [0], Recording(), torch.device("meta"))
+
+
 def test_an_empty_contest_prunes_nothing() -> None:
-    selection = prune_lowest([], [0], OneRank())
+    selection = prune_lowest([], [0], OneRank(), CPU)
     assert selection.keep == []
     assert selection.thresholds == [None]

@@ -41,7 +41,7 @@ def train_poisoned(world: World, recipes: list[dict[str, Any]], bad: list[int]) 
     results = []
     for values in recipes:
         recipe = TrainRecipe.model_validate(values)
-        trainer, _ = build_trainer(recipe, open_inputs(recipe), world, "fp32", [])
+        trainer, _ = build_trainer(recipe, open_inputs(recipe), world, recipe.precision, [])  # type: ignore[arg-type]
         trainer._objective = PoisonedObjective(trainer._objective, set(bad), trainer)  # type: ignore[assignment]
         trainer.last_checkpoint = Path("checkpoints/step-0000001")
         result: dict[str, Any] = {"applied": [], "changed": [], "error": None}
@@ -66,7 +66,11 @@ def test_a_nan_on_one_rank_skips_the_step_on_all(tmp_path: Path, bad: list[int])
     """Weights and moments stay as they were, and training goes on, at every stage."""
     recipe = tiny_recipe(tiny_prepared(tmp_path / "data"), tmp_path / "run", steps=6, pruning=PRUNING)
     values = json.loads(recipe.model_dump_json())
-    recipes = [values | {"engine": {"stage": stage, "config": None}} for stage in (1, 2, 3)]
+    recipes = [
+        values | {"engine": {"stage": stage, "config": None}, "precision": precision}
+        for stage in (1, 2, 3)
+        for precision in ("fp32", "bf16")
+    ]
     for rank in run_distributed(train_poisoned, 2, recipes, bad):
         for result in rank:
             assert result["applied"] == [True, True, False, False, True, True]
@@ -101,3 +105,16 @@ def test_the_count_starts_again_after_a_good_step() -> None:
     with pytest.raises(TrainingDivergedError, match="none yet"):
         guard.check(6, None)
     assert guard.skipped == 2
+
+
+def test_the_count_goes_on_after_a_restart() -> None:
+    """Preemption must not give a broken run its patience back."""
+    guard = Guard(limit=3)
+    guard.count(math.nan, applied=False)
+    guard.count(math.nan, applied=False)
+    again = Guard(limit=3)
+    again.load_state_dict(guard.state_dict())
+    again.count(math.nan, applied=False)
+    with pytest.raises(TrainingDivergedError, match="3 steps in a row"):
+        again.check(7, None)
+    assert again.skipped == 3

@@ -47,10 +47,11 @@ def train_recipes(world: World, recipes: list[dict[str, Any]]) -> list[dict[str,
     return results
 
 
-def reference(recipe: TrainRecipe, movement: bool = False) -> dict[str, Any]:
+def reference(recipe: TrainRecipe, movement: bool = False, hard: bool = False) -> dict[str, Any]:
     """The method in plain torch: forward(w * mask), AdamW, clipping, teacher, rewinding, mask updates.
 
     With `movement`: scores -sum(gradient x weight) since the last update, one threshold for all weights.
+    With `hard`: no regrowth, masters and moments of pruned weights are zero from each update on.
     """
     inputs = open_inputs(recipe)
     size = recipe.batch.global_size
@@ -112,7 +113,7 @@ def reference(recipe: TrainRecipe, movement: bool = False) -> dict[str, Any]:
             ).items():
                 masks[name] = mask
             moved = {name: torch.zeros_like(weights[name]) for name in prunable}
-        if step + 1 == 6:
+        if step + 1 == 6 or (hard and step + 1 in (2, 4)):
             for name in prunable:
                 state = optimizer.state[weights[name]]
                 for tensor in (weights[name].data, state["exp_avg"], state["exp_avg_sq"]):
@@ -204,6 +205,15 @@ def test_two_ranks_match_plain_torch_at_every_stage(recipe: TrainRecipe) -> None
     ]
     expected = reference(recipe)
     assert len(set(expected["losses"])) == recipe.steps
+    for result in run_distributed(train_recipes, 2, recipes):
+        for found in result:
+            check_same(found, expected)
+
+
+def test_without_regrowth_matches_plain_torch(recipe: TrainRecipe) -> None:
+    """Masters and moments of pruned weights become zero at every update, at every stage."""
+    recipes = [with_stage(recipe, stage, pruning=PRUNING | {"regrowth": False}) for stage in (1, 2, 3)]
+    expected = reference(recipe, hard=True)
     for result in run_distributed(train_recipes, 2, recipes):
         for found in result:
             check_same(found, expected)

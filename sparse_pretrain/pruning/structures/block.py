@@ -29,6 +29,7 @@ class Blocks:
     columns: int
     pooling: Pool = "mean"
     groups_are_weights = False
+    protects = False
 
     def units(self, shapes: Mapping[str, torch.Size]) -> Sequence[Unit]:
         """Return one unit a weight.

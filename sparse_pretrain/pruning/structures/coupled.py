@@ -58,6 +58,7 @@ class Coupled:
     """
 
     groups_are_weights = False
+    protects = False
 
     def __init__(self, sets: Sequence[CoupledSet], pooling: Pool = "mean") -> None:
         names = [member.weight for coupled in sets for member in coupled.members]

@@ -12,6 +12,7 @@ class Element:
     """Every weight is a group of its own, in row-major order; weights of any shape."""
 
     groups_are_weights = True
+    protects = False
 
     def units(self, shapes: Mapping[str, torch.Size]) -> Sequence[Unit]:
         """Return one unit a weight."""

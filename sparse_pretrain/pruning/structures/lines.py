@@ -25,6 +25,7 @@ class Lines:
     direction: Literal["rows", "columns"]
     pooling: Pool = "mean"
     groups_are_weights = False
+    protects = False
 
     def units(self, shapes: Mapping[str, torch.Size]) -> Sequence[Unit]:
         """Return one unit a weight.

@@ -27,6 +27,7 @@ class NofM:
     keep: int
     of: int
     groups_are_weights = True
+    protects = True
 
     def units(self, shapes: Mapping[str, torch.Size]) -> Sequence[Unit]:
         """Return one unit a weight.
