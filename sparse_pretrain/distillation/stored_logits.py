@@ -37,6 +37,10 @@ LARGEST_UINT16_VOCABULARY = 2**16
 COLUMNS = ("ids", "logits", "log_rest")
 
 
+class StoredLogitsError(RuntimeError):
+    """Stored logits broke, or are not those of the batch, while a run was reading them."""
+
+
 class LogitsManifest(BaseModel):
     """What stored logits belong to.
 
@@ -90,6 +94,10 @@ class LogitsManifest(BaseModel):
         """Number of shards."""
         return -(-self.steps // self.steps_per_shard)
 
+    def samples_of(self, number: int) -> int:
+        """Return how many samples a shard has."""
+        return min(self.samples_per_shard, self.samples - number * self.samples_per_shard)
+
     def missing(self, folder: Path) -> list[int]:
         """Return the numbers of the shards that are not there yet."""
         return [number for number in range(self.shards) if not shard_path(folder, number).is_file()]
@@ -108,6 +116,19 @@ def bytes_per_position(top_k: int, vocabulary_size: int) -> int:
 def id_type(vocabulary_size: int) -> np.dtype[Any]:
     """Return the integer type that holds every token id."""
     return np.dtype(np.uint16 if vocabulary_size <= LARGEST_UINT16_VOCABULARY else np.int32)
+
+
+def columns_of(
+    manifest: LogitsManifest, samples: int, positions: int
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return type (as safetensors names it) and shape of every column of a shard."""
+    ids = "U16" if id_type(manifest.vocabulary_size) == np.uint16 else "I32"
+    return {
+        "offsets": ("I64", (samples + 1,)),
+        "ids": (ids, (positions, manifest.top_k)),
+        "logits": ("F16", (positions, manifest.top_k)),
+        "log_rest": ("F32", (positions,)),
+    }
 
 
 def read_logits_manifest(folder: Path) -> LogitsManifest:
@@ -173,7 +194,8 @@ class StoredLogits:
         """Return the logits of the batch's positions, row by row as the batch has them.
 
         Raises:
-            ValueError: the batch is not of the training stream, or its rows have other positions.
+            ValueError: the batch is not of the training stream.
+            StoredLogitsError: a shard broke since it was checked, or its rows have other positions.
         """
         if batch.stream is None:
             raise ValueError("stored logits belong to training batches")
@@ -181,7 +203,7 @@ class StoredLogits:
         expected = batch.counts.real if self.manifest.positions == "all" else batch.counts.predicted
         found = sum(len(piece[2]) for piece in pieces)
         if found != expected:
-            raise ValueError(f"{self._folder}: {found} stored positions for {expected} of the batch")
+            raise StoredLogitsError(f"{self._folder}: {found} stored positions for {expected} of the batch")
         if not pieces:
             nothing = torch.zeros(0, self.manifest.top_k, device=self._device)
             return TopLogits(nothing.long(), nothing.half(), nothing.sum(dim=1))
@@ -204,7 +226,7 @@ class StoredLogits:
             self._file = safe_open(str(path), framework="np").__enter__()
             self._offsets = self._file.get_tensor("offsets")
         except (SafetensorError, OSError) as error:
-            raise UserError(
+            raise StoredLogitsError(
                 f"{path}: broken shard of logits ({error}); delete it and run teacher-logits again"
             ) from None
         self._number = number

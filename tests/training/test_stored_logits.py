@@ -1,30 +1,38 @@
 """The `teacher-logits` command: what it writes, how it continues, and what is said of logits that do not fit."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from sparse_pretrain import cli
 from sparse_pretrain.config.model import DataSection
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.loader import Slice, TrainingLoader
-from sparse_pretrain.distillation.stored_logits import MANIFEST_FILE, StoredLogits, bytes_per_position
+from sparse_pretrain.distillation.stored_logits import (
+    MANIFEST_FILE,
+    StoredLogits,
+    StoredLogitsError,
+    bytes_per_position,
+    shard_path,
+)
 from sparse_pretrain.distillation.top_logits import top_logits
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.models.pretraining import PretrainingModel, arguments
 from sparse_pretrain.training import teacher_logits
 from sparse_pretrain.training.inputs import open_inputs
-from sparse_pretrain.training.stored_teacher import check_stored_logits
+from sparse_pretrain.training.stored_teacher import check_stored_logits, check_stored_samples
 from sparse_pretrain.training.teacher_logits import write_teacher_logits
 from tests.tiny import VOCABULARY, tiny_prepared, tiny_recipe, tiny_tokenizer
 
@@ -196,15 +204,89 @@ def test_a_teacher_that_is_known_by_name_only(folder: Path, tmp_path: Path) -> N
     check(folder, {"precomputed": str(tmp_path / "logits")})
 
 
-def test_a_broken_shard(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder / "logits", tmp_path / "logits")
-    broken = tmp_path / "logits" / "logits-00000.safetensors"
+def broken_copy(folder: Path, out: Path, number: int = 0) -> Path:
+    shutil.copytree(folder / "logits", out)
+    broken = shard_path(out, number)
     broken.write_bytes(broken.read_bytes()[:-1])
+    return out
+
+
+def test_a_shard_that_breaks_during_a_run_is_a_failure_and_no_mistake(folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(folder)
     inputs = open_inputs(recipe)
     loader = TrainingLoader(inputs.train, Slice(8, 8, 0, 1), recipe.masking, inputs.table, recipe.seed, True)
-    with pytest.raises(UserError, match="broken shard of logits"):
-        StoredLogits(tmp_path / "logits", torch.device("cpu"))(loader.batches_at(0)[0])
+    with pytest.raises(StoredLogitsError, match="broken shard of logits"):
+        StoredLogits(broken_copy(folder, tmp_path / "logits"), torch.device("cpu"))(loader.batches_at(0)[0])
+    assert not issubclass(StoredLogitsError, UserError)
+
+
+def test_broken_shards_that_the_run_needs_are_found_before_it_starts(folder: Path, tmp_path: Path) -> None:
+    """Shards of one step: a run of two steps does not need the third."""
+    out = broken_copy(folder, tmp_path / "logits", number=2)
+    check(folder, {"precomputed": str(out)}, steps=2)
+    with pytest.raises(UserError, match=r"logits-00002\.safetensors is broken \(.*; delete it"):
+        check(folder, {"precomputed": str(out)})
+
+
+def altered(folder: Path, out: Path, **columns: np.ndarray) -> Path:
+    """Copy the logits with other columns in the first shard, in a file that is whole."""
+    shutil.copytree(folder / "logits", out)
+    save_file(load_file(shard_path(out, 0)) | columns, shard_path(out, 0))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"offsets": np.array([0, 5], dtype=np.int64)}, "its offsets are not those of 8 samples"),
+        ({"logits": np.zeros((3, TOP_K), dtype=np.float16)}, "logits is "),
+        ({"ids": np.zeros((3, TOP_K), dtype=np.int32)}, "ids is "),
+    ],
+)
+def test_a_whole_shard_of_something_else(
+    folder: Path, tmp_path: Path, columns: dict[str, np.ndarray], said: str
+) -> None:
+    out = altered(folder, tmp_path / "logits", **columns)
+    with pytest.raises(UserError, match=said):
+        check(folder, {"precomputed": str(out)})
+
+
+def test_a_run_that_continues_needs_what_lies_ahead_of_it(folder: Path, tmp_path: Path) -> None:
+    """24 samples are stored: after one step of 8 two more fit, or one of 16; the shards behind may be broken."""
+    recipe = recipe_of(folder, {"precomputed": str(broken_copy(folder, tmp_path / "logits"))})
+    check_stored_samples(recipe, 1, 8)
+    check_stored_samples(recipe, 3, 24)
+    larger = recipe_of(
+        folder, {"precomputed": str(folder / "logits")}, batch={"global_size": 16, "micro_size": 2}
+    )
+    check_stored_samples(larger, 2, 8)
+    with pytest.raises(UserError, match="covers 24 samples"):
+        check_stored_samples(larger, 1, 8)
+
+
+def test_only_mistakes_from_before_the_first_step_take_the_log_back(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """What is raised inside the loop, even as a mistake, ends with 1 and leaves the log."""
+    from sparse_pretrain.training import run
+
+    recipe = tiny_recipe(folder / "data", tmp_path / "run")
+
+    def fails(*_: Any) -> int:
+        raise UserError("in the middle")
+
+    kept = os.dup(1), os.dup(2)
+    try:
+        for where, code in (("_prepare", 2), ("_run", 1)):
+            with monkeypatch.context() as patch:
+                patch.setattr(run, "join_world", lambda: None)
+                patch.setattr(run, "_prepare", lambda *_: (SimpleNamespace(), None))
+                patch.setattr(run, where, fails)
+                assert run.train(recipe) == code
+            assert (tmp_path / "run" / "logs" / "rank-0.log").exists() == (code == 1)
+    finally:
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
 
 
 Mistake = Callable[..., str]
