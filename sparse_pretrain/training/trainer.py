@@ -15,7 +15,7 @@ from sparse_pretrain.distillation.objective import Answer, GlobalLosses, Objecti
 from sparse_pretrain.distillation.temperature import temperature_at
 from sparse_pretrain.pruning.pruner import Pruner
 from sparse_pretrain.pruning.update import MaskUpdate
-from sparse_pretrain.training.callback import Callback, StepReport
+from sparse_pretrain.training.callback import Callback, StepReport, is_logged
 from sparse_pretrain.training.engine import Engine
 from sparse_pretrain.training.evaluation import evaluate
 from sparse_pretrain.training.guard import Guard
@@ -168,7 +168,7 @@ class Trainer:
         return None if section is None else temperature_at(self.step, self.recipe.steps, section)
 
     def _is_logged(self, step: int) -> bool:
-        return step in (1, self.recipe.steps) or step % self.recipe.logging.every == 0
+        return is_logged(step, self.recipe.logging.every, self.recipe.steps)
 
     def _report_masks(self, update: MaskUpdate | None) -> None:
         if update is not None and self.pruner is not None:
