@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.batch import Batch
 from sparse_pretrain.data.loader import Slice, TrainingLoader
 from sparse_pretrain.data.masking import IGNORED
+from sparse_pretrain.distillation.row_hash import row_hashes
 from sparse_pretrain.distillation.stored_logits import (
     MANIFEST_FILE,
     LogitsManifest,
@@ -45,7 +48,7 @@ from sparse_pretrain.training.world import rank_from_environment
 SHARD_BYTES = 2**26
 MOST_SHARDS = 4096
 # What may differ between the manifest of a folder and that of the run that continues it.
-FREE_KEYS = {"steps_per_shard", "precision", "versions", "teacher"}
+FREE_KEYS = {"steps_per_shard", "versions", "teacher"}
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,7 @@ def write_shards(job: Job, manifest: LogitsManifest, numbers: list[int], console
         task = bar.add_task("teacher logits", total=sum(map(len, ranges.values())), numbers="")
         for number, steps in ranges.items():
             counts: list[int] = []
+            hashes: list[NDArray[np.uint64]] = []
             parts: list[TopLogits] = []
             loader.samples_seen = steps.start * manifest.global_size
             for _ in steps:
@@ -243,9 +247,10 @@ def write_shards(job: Job, manifest: LogitsManifest, numbers: list[int], console
                     answer = top_logits(logits, manifest.top_k, manifest.temperature)
                     parts.append(TopLogits(*(column.cpu() for column in answer)))
                     counts.extend(sizes)
+                    hashes.append(row_hashes(batch))
                 bar.advance(task)
             path = shard_path(job.out, number)
-            write_shard(path, counts, parts, manifest)
+            write_shard(path, counts, hashes, parts, manifest)
             bar.update(task, numbers=f"shard {number + 1}/{manifest.shards}")
             if not console.is_terminal:
                 console.print(

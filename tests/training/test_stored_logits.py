@@ -33,6 +33,7 @@ from sparse_pretrain.models.pretraining import PretrainingModel, arguments
 from sparse_pretrain.training import teacher_logits
 from sparse_pretrain.training.inputs import open_inputs
 from sparse_pretrain.training.stored_teacher import check_stored_logits, check_stored_samples
+from sparse_pretrain.training.teacher_inputs import source_identity
 from sparse_pretrain.training.teacher_logits import write_teacher_logits
 from tests.tiny import VOCABULARY, tiny_prepared, tiny_recipe, tiny_tokenizer
 
@@ -93,10 +94,9 @@ def test_any_slice_of_the_stream_reads_the_teachers_own_top_logits(folder: Path)
 def test_what_a_shard_holds_and_costs(folder: Path) -> None:
     shard = load_file(folder / "logits" / "logits-00000.safetensors")
     positions = int(shard["offsets"][-1])
-    assert shard["offsets"].shape == (9,)
-    assert {
-        name: (column.dtype.name, column.shape) for name, column in shard.items() if name != "offsets"
-    } == {
+    assert {name: (column.dtype.name, column.shape) for name, column in shard.items()} == {
+        "offsets": ("int64", (9,)),
+        "rows": ("uint64", (8,)),
         "ids": ("uint16", (positions, TOP_K)),
         "logits": ("float16", (positions, TOP_K)),
         "log_rest": ("float32", (positions,)),
@@ -369,6 +369,51 @@ def test_a_folder_that_holds_something_else(mistake: Mistake, tmp_path: Path) ->
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     assert "out: not empty, and holds no stored logits" in mistake(*command("teacher-logits"))
+
+
+def test_a_folder_that_was_begun_in_another_precision(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "logits", tmp_path / "logits")
+    with pytest.raises(UserError, match="was begun with precision = fp32, now it is bf16"):
+        write_teacher_logits(recipe_of(folder, precision="bf16"), tmp_path / "logits", TOP_K, QUIET)
+
+
+def test_a_sample_of_other_tokens_is_a_failure(folder: Path, tmp_path: Path) -> None:
+    """Masking that changed between two versions leaves the manifest as it was."""
+    rows = load_file(shard_path(folder / "logits", 0))["rows"]
+    rows[3] += 1
+    stored = StoredLogits(altered(folder, tmp_path / "logits", rows=rows), torch.device("cpu"))
+    recipe = recipe_of(folder)
+    inputs = open_inputs(recipe)
+    loader = TrainingLoader(inputs.train, Slice(8, 1, 0, 1), recipe.masking, inputs.table, recipe.seed, True)
+    batches = loader.batches_at(0)
+    for batch in batches[:3]:
+        stored(batch)
+    with pytest.raises(StoredLogitsError, match="sample 3 of the stream was made from other tokens"):
+        stored(batches[3])
+
+
+@pytest.mark.parametrize(
+    "names", [("model.safetensors",), ("model-00001-of-00002.safetensors",), ("pytorch_model.bin",)]
+)
+def test_a_local_teacher_is_known_by_all_its_weights_and_its_architecture(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    for name in ("config.json", "model-00002-of-00002.safetensors", *names):
+        (tmp_path / name).write_text("one")
+    before = source_identity(str(tmp_path))
+    for name in ("config.json", *names):
+        (tmp_path / name).write_text("another")
+        assert source_identity(str(tmp_path)) != before, name
+        (tmp_path / name).write_text("one")
+    assert source_identity(str(tmp_path)) == before
+
+
+def test_a_folder_without_weights_is_no_teacher(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"no model\*\.safetensors and no pytorch_model\*\.bin in this folder"
+    ):
+        source_identity(str(tmp_path))
 
 
 def test_a_folder_that_was_begun_for_another_run(folder: Path, tmp_path: Path) -> None:
