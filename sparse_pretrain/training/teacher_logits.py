@@ -27,6 +27,7 @@ from sparse_pretrain.distillation.stored_logits import (
     MANIFEST_FILE,
     LogitsManifest,
     bytes_per_position,
+    id_type,
     read_logits_manifest,
     shard_path,
     write_shard,
@@ -231,6 +232,7 @@ def write_shards(job: Job, manifest: LogitsManifest, numbers: list[int], console
     teacher = ReplicatedTeacher(PretrainingModel(model), job.device, DTYPES[job.precision])
     part = Slice(recipe.batch.global_size, recipe.batch.micro_size, 0, 1)
     everywhere = job.section.needs_all_logits
+    held = torch.uint16 if id_type(manifest.vocabulary_size) == np.uint16 else torch.int32
     loader = TrainingLoader(inputs.train, part, recipe.masking, inputs.table, recipe.seed, everywhere)
     remove_leftovers(job.out, numbers)
     ranges = {number: steps_of(manifest, number) for number in numbers}
@@ -245,6 +247,8 @@ def write_shards(job: Job, manifest: LogitsManifest, numbers: list[int], console
                 for batch in (batch.to(job.device) for batch in loader.next_step()):
                     logits, sizes = needed_logits(teacher(batch).tokens, batch, everywhere)
                     answer = top_logits(logits, manifest.top_k, manifest.temperature)
+                    # A shard is held in memory until it is whole, so ids in the type of the file.
+                    answer = answer._replace(ids=answer.ids.to(held))
                     parts.append(TopLogits(*(column.cpu() for column in answer)))
                     counts.extend(sizes)
                     hashes.append(row_hashes(batch))

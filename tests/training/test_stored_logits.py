@@ -112,7 +112,7 @@ def test_a_killed_command_goes_on_with_the_next_shard(
 ) -> None:
     """Stopped inside the second shard: the first stays untouched, the end is the same byte for byte."""
     monkeypatch.setattr(teacher_logits, "SHARD_BYTES", 1)
-    written = []
+    written: list[str] = []
     original = teacher_logits.write_shard
 
     def dies(path: Path, *rest: Any) -> None:
@@ -431,9 +431,28 @@ def test_a_full_disk_is_refused_before_anything_is_written(
     assert not (tmp_path / "logits").exists()
 
 
-def test_the_command_says_what_it_costs(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+def test_ids_wait_for_their_shard_in_the_type_of_the_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    kinds = set()
+    original = teacher_logits.write_shard
+
+    def looks(path: Path, counts: Any, hashes: Any, parts: Any, manifest: Any) -> None:
+        kinds.update(part.ids.dtype for part in parts)
+        original(path, counts, hashes, parts, manifest)
+
+    monkeypatch.setattr(teacher_logits, "write_shard", looks)
+    write_teacher_logits(recipe_of(folder), tmp_path / "logits", TOP_K, QUIET)
+    assert kinds == {torch.uint16}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_command_says_once_what_it_costs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, rank: int
+) -> None:
+    if rank:
+        for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+            monkeypatch.setenv(name, value)
     monkeypatch.setattr(
         sys,
         "argv",
@@ -447,6 +466,9 @@ def test_the_command_says_what_it_costs(
         cli.main()
     assert not ended.value.code
     output, errors = capfd.readouterr()
+    if rank:
+        assert output == ""
+        return
     facts = json.loads(output)
     assert facts["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
     assert "10 steps, about" in errors
