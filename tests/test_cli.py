@@ -1,6 +1,7 @@
 """The command line itself: help, version, listings, dry runs."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -77,6 +78,44 @@ def test_help_says_what_a_command_does_and_what_everything_means(words: tuple[st
     for parameter in command.params:
         explained = getattr(parameter, "help", None)
         assert explained, f"{parameter.name} of {words} has no help"
+
+
+def examples() -> list[tuple[tuple[str, ...], list[str]]]:
+    """Return command and arguments of every example in a help text."""
+    found = []
+    for words in every_command():
+        command: Any = typer.main.get_command(app)
+        for word in words:
+            command = command.commands[word]
+        texts = [
+            command.help or "",
+            *(getattr(parameter, "help", None) or "" for parameter in command.params),
+        ]
+        for text in texts:
+            for line in re.findall(r"Example: `sparse-pretrain (.+?)`", text):
+                assert line.split()[: len(words)] == list(words)
+                found.append((words, line.split()[len(words) :]))
+            found += [
+                (words, ["bert-base-85", *line.split()]) for line in re.findall(r"for example `(.+?)`", text)
+            ]
+    return found
+
+
+def test_every_example_of_the_help_is_a_recipe_that_loads() -> None:
+    from data_prep.recipe import PrepareRecipe
+    from sparse_pretrain.finetune.recipe import FinetuneRecipe
+
+    schemas: dict[tuple[str, ...], Any] = {("data", "prepare"): PrepareRecipe, ("finetune",): FinetuneRecipe}
+    for words, arguments in examples():
+        overrides = [argument for argument in arguments if "=" in argument]
+        schema = TrainRecipe if arguments[0] == "bert-base-85" else schemas[words]
+        load_recipe(arguments[0], overrides, schema)
+    assert {words for words, _ in examples()} >= {
+        ("teacher-logits",),
+        ("launch", "local"),
+        ("data", "prepare"),
+        ("finetune",),
+    }
 
 
 @pytest.mark.parametrize("words", [(), ("train",), ("launch", "local"), ("data", "prepare"), ("finetune",)])

@@ -1,7 +1,8 @@
 """Squared distances of hidden states and attention maps: sums over real tokens, computed in blocks of rows.
 
-As in `losses`, only the gradient is kept, in the student's own precision: no fp32 copy of a whole hidden
-state or attention map exists.
+Only the difference is kept, in the student's own precision: no fp32 copy of a whole hidden state or attention
+map exists. Weights (1 / width, 1 / (heads x keys)) come in the backward pass together with what flows into it,
+the loss scale included: weighted earlier, most of an fp16 gradient would vanish.
 """
 
 from typing import Any
@@ -18,23 +19,29 @@ class _SquaredErrorSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=student.device)
-        gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
+        kept = torch.empty_like(student) if ctx.needs_input_grad[0] else None
         block = rows_per_block(student)
         for first in range(0, student.shape[0], block):
             rows = slice(first, first + block)
             difference = student[rows].float() - teacher[rows].float()
+            if kept is not None:
+                kept[rows] = difference
             weighted = difference * weights[rows, None]
             total += torch.dot(difference.view(-1), weighted.view(-1))
-            if gradient is not None:
-                gradient[rows] = weighted.mul_(2)
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
+        if kept is not None:
+            ctx.save_for_backward(kept, weights)
         return total
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient.mul_(upstream[0]), None, None
+        # In place: the difference turns into the gradient.
+        gradient, weights = ctx.saved_tensors
+        factors = weights * (2 * upstream[0])
+        block = rows_per_block(gradient)
+        for first in range(0, gradient.shape[0], block):
+            rows = slice(first, first + block)
+            gradient[rows] = gradient[rows].float().mul_(factors[rows, None])
+        return gradient, None, None
 
 
 def squared_error(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ Tensors of a shard, n samples with N positions in all, in the stream's order:
     offsets    int64 [n + 1], where each sample's positions begin
     ids        uint16 (vocabulary <= 65,536) or int32 [N, k], token ids, likeliest first
     logits     fp16 [N, k], minus the position's highest logit
+    rows       uint64 [n], hash of each sample's masked tokens (see `row_hash`)
     log_rest   fp32 [N], log of the probability of all other tokens at the manifest's temperature
 
 A position costs 4 k + 4 bytes (6 k + 4 with int32), 260 bytes at k = 64.
@@ -22,12 +23,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sparse_pretrain.config.distillation import Positions
 from sparse_pretrain.data.batch import Batch
+from sparse_pretrain.distillation.row_hash import row_hashes
 from sparse_pretrain.distillation.top_logits import TopLogits
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import atomic_path, read_json
@@ -35,6 +38,10 @@ from sparse_pretrain.files import atomic_path, read_json
 MANIFEST_FILE = "teacher-logits.json"
 LARGEST_UINT16_VOCABULARY = 2**16
 COLUMNS = ("ids", "logits", "log_rest")
+
+
+class StoredLogitsError(RuntimeError):
+    """Stored logits broke, or are not those of the batch, while a run was reading them."""
 
 
 class LogitsManifest(BaseModel):
@@ -59,7 +66,7 @@ class LogitsManifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     data_fingerprint: str
     seed: int
     masking: dict[str, Any]
@@ -90,6 +97,10 @@ class LogitsManifest(BaseModel):
         """Number of shards."""
         return -(-self.steps // self.steps_per_shard)
 
+    def samples_of(self, number: int) -> int:
+        """Return how many samples a shard has."""
+        return min(self.samples_per_shard, self.samples - number * self.samples_per_shard)
+
     def missing(self, folder: Path) -> list[int]:
         """Return the numbers of the shards that are not there yet."""
         return [number for number in range(self.shards) if not shard_path(folder, number).is_file()]
@@ -108,6 +119,20 @@ def bytes_per_position(top_k: int, vocabulary_size: int) -> int:
 def id_type(vocabulary_size: int) -> np.dtype[Any]:
     """Return the integer type that holds every token id."""
     return np.dtype(np.uint16 if vocabulary_size <= LARGEST_UINT16_VOCABULARY else np.int32)
+
+
+def columns_of(
+    manifest: LogitsManifest, samples: int, positions: int
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return type (as safetensors names it) and shape of every column of a shard."""
+    ids = "U16" if id_type(manifest.vocabulary_size) == np.uint16 else "I32"
+    return {
+        "offsets": ("I64", (samples + 1,)),
+        "rows": ("U64", (samples,)),
+        "ids": (ids, (positions, manifest.top_k)),
+        "logits": ("F16", (positions, manifest.top_k)),
+        "log_rest": ("F32", (positions,)),
+    }
 
 
 def read_logits_manifest(folder: Path) -> LogitsManifest:
@@ -130,13 +155,18 @@ def read_logits_manifest(folder: Path) -> LogitsManifest:
 
 
 def write_shard(
-    path: Path, counts: Sequence[int], parts: Sequence[TopLogits], manifest: LogitsManifest
+    path: Path,
+    counts: Sequence[int],
+    hashes: Sequence[NDArray[np.uint64]],
+    parts: Sequence[TopLogits],
+    manifest: LogitsManifest,
 ) -> None:
     """Write one shard atomically.
 
     Args:
         path: where.
         counts: positions of each sample, in the stream's order.
+        hashes: of consecutive samples (see `row_hashes`); together as many as `counts`.
         parts: logits of consecutive samples; together sum(counts) positions.
         manifest: of the folder.
     """
@@ -145,6 +175,7 @@ def write_shard(
         raise ValueError(f"{len(ids)} positions of logits for samples that have {sum(counts)}")
     columns = {
         "offsets": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        "rows": np.concatenate(hashes),
         "ids": ids.astype(id_type(manifest.vocabulary_size)),
         "logits": logits.astype(np.float16),
         "log_rest": log_rest.astype(np.float32),
@@ -168,20 +199,24 @@ class StoredLogits:
         self._number = -1
         self._file: Any = None
         self._offsets = np.zeros(1, dtype=np.int64)
+        self._rows = np.zeros(0, dtype=np.uint64)
 
     def __call__(self, batch: Batch) -> TopLogits:
         """Return the logits of the batch's positions, row by row as the batch has them.
 
         Raises:
-            ValueError: the batch is not of the training stream, or its rows have other positions.
+            ValueError: the batch is not of the training stream.
+            StoredLogitsError: a shard broke since it was checked, or was made from other tokens.
         """
         if batch.stream is None:
             raise ValueError("stored logits belong to training batches")
-        pieces = [piece for place in batch.stream if (piece := self._sample(int(place))) is not None]
+        places = [int(place) for place in batch.stream]
+        samples = (self._sample(*sample) for sample in zip(places, row_hashes(batch), strict=True))
+        pieces = [sample for sample in samples if sample is not None]
         expected = batch.counts.real if self.manifest.positions == "all" else batch.counts.predicted
         found = sum(len(piece[2]) for piece in pieces)
         if found != expected:
-            raise ValueError(f"{self._folder}: {found} stored positions for {expected} of the batch")
+            raise StoredLogitsError(f"{self._folder}: {found} stored positions for {expected} of the batch")
         if not pieces:
             nothing = torch.zeros(0, self.manifest.top_k, device=self._device)
             return TopLogits(nothing.long(), nothing.half(), nothing.sum(dim=1))
@@ -189,10 +224,15 @@ class StoredLogits:
         columns = (ids.astype(np.int64), logits, log_rest)
         return TopLogits(*(torch.from_numpy(column).to(self._device) for column in columns))
 
-    def _sample(self, place: int) -> tuple[np.ndarray, ...] | None:
+    def _sample(self, place: int, row_hash: np.uint64) -> tuple[np.ndarray, ...] | None:
         number, within = divmod(place, self.manifest.samples_per_shard)
         if number != self._number:
             self._open(number)
+        if self._rows[within] != row_hash:
+            raise StoredLogitsError(
+                f"{shard_path(self._folder, number)}: sample {place} of the stream was made from other tokens "
+                "than the run trains on; make the logits again with this version: sparse-pretrain teacher-logits"
+            )
         first, last = (int(offset) for offset in self._offsets[within : within + 2])
         if first == last:
             return None
@@ -203,8 +243,9 @@ class StoredLogits:
         try:
             self._file = safe_open(str(path), framework="np").__enter__()
             self._offsets = self._file.get_tensor("offsets")
+            self._rows = self._file.get_tensor("rows")
         except (SafetensorError, OSError) as error:
-            raise UserError(
+            raise StoredLogitsError(
                 f"{path}: broken shard of logits ({error}); delete it and run teacher-logits again"
             ) from None
         self._number = number

@@ -1,5 +1,6 @@
 """The module that the engine wraps: encoder, then heads where a loss needs them."""
 
+from inspect import signature
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class PretrainingModel(nn.Module):
         self.projections = projections if projections is not None else nn.ModuleDict()
         self._taps = taps or Taps()
         self._head = head_of(model)
-        self._takes_types = model.config.model_type in ("bert", "electra", "albert", "deberta-v2")
+        self._takes_types = takes_token_types(self._called())
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return all parameters: the model's under Hugging Face's own names, projections' under a prefix."""
@@ -89,11 +90,11 @@ class PretrainingModel(nn.Module):
         if self._taps.attention:
             inputs["output_attentions"] = True
         if self._head is None:
-            output = self.model(**inputs)
+            output = self._called()(**inputs)
             logits = output.logits
             tokens = logits.reshape(-1, logits.shape[-1])[positions]
             return Predictions(tokens, None, self._hidden(output), self._attention(output))
-        encoded = getattr(self.model, self.model.base_model_prefix)(**inputs)
+        encoded = self._called()(**inputs)
         hidden = encoded.last_hidden_state
         chosen = hidden.reshape(-1, hidden.shape[-1])[positions]
         relation = None
@@ -104,6 +105,11 @@ class PretrainingModel(nn.Module):
         tokens = self._head(self.model, chosen)
         return Predictions(tokens, relation, self._hidden(encoded), self._attention(encoded))
 
+    def _called(self) -> PreTrainedModel:
+        # Looked up each time, as a head is: the encoder where the head runs apart, else the whole model.
+        whole = self.model
+        return whole if self._head is None else getattr(whole, whole.base_model_prefix)  # type: ignore[no-any-return]
+
     def _hidden(self, output: Any) -> dict[HiddenTap, Tensor]:
         states = {tap: output.hidden_states[tap.layer] for tap in self._taps.hidden}
         return {
@@ -113,6 +119,15 @@ class PretrainingModel(nn.Module):
 
     def _attention(self, output: Any) -> dict[int, Tensor]:
         return {layer: output.attentions[layer - 1] for layer in self._taps.attention}
+
+
+def takes_token_types(model: PreTrainedModel) -> bool:
+    """Say whether a model tells segments apart: it has embeddings for two of them, and takes their ids.
+
+    RoBERTa takes ids too, but knows only one segment: an id of 1 would lie outside its table.
+    """
+    segments = getattr(model.config, "type_vocab_size", None) or 0
+    return segments > 1 and "token_type_ids" in signature(model.forward).parameters
 
 
 def arguments(batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, bool]:

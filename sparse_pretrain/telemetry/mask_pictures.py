@@ -56,7 +56,8 @@ def draw_flips(figure: FigureBase, rows: Sequence[Row]) -> None:
     masks = of_kind(rows, "masks")
     steps, pruned = series(masks, "pruned")
     _, regrown = series(masks, "regrown")
-    gaps = np.diff(steps)
+    # A file of an older version may have an update twice.
+    gaps = np.diff(np.unique(steps))
     width = 0.42 * float(gaps.min() if len(gaps) else 1)
     left = np.asarray(steps, dtype=float)
     axes.bar(left - width / 2, pruned, width=width, color=RED, label="pruned")

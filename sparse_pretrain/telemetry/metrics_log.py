@@ -11,7 +11,7 @@ from sparse_pretrain.files import write_text
 from sparse_pretrain.pruning.masks import MaskSet
 from sparse_pretrain.pruning.update import MaskUpdate
 from sparse_pretrain.telemetry.mask_numbers import common_threshold, mean_dead_rows
-from sparse_pretrain.training.callback import Callback, StepReport
+from sparse_pretrain.training.callback import Callback, StepReport, is_logged
 
 
 class MetricsLog(Callback):
@@ -25,15 +25,17 @@ class MetricsLog(Callback):
         self._every = every
 
     def on_start(self, step: int, total_steps: int) -> None:
-        """Drop rows beyond `step`: they belong to work that was lost with the previous process."""
-        keep_rows_until(self._path, step)
+        """Drop rows beyond `step`: they belong to work that was lost with the previous process.
+
+        A run that starts at step 0 writes that step's masks again, so nothing is kept then.
+        """
+        keep_rows_until(self._path, step if step else -1)
         self._last = total_steps
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
 
     def on_step(self, report: StepReport) -> None:
         """Write every n-th step, the first, the last, and every one whose update was skipped."""
-        due = report.step % self._every == 0 or report.step in (1, self._last)
-        if due or not report.applied:
+        if is_logged(report.step, self._every, self._last) or not report.applied:
             self._write("train", report.step, step_numbers(report))
 
     def on_masks(self, update: MaskUpdate, masks: MaskSet) -> None:

@@ -10,7 +10,7 @@ from sparse_pretrain.pruning.masks import MaskSet
 from sparse_pretrain.pruning.update import MaskUpdate
 from sparse_pretrain.telemetry.mask_numbers import common_threshold, mean_dead_rows
 from sparse_pretrain.telemetry.metrics import finite
-from sparse_pretrain.training.callback import Callback, StepReport
+from sparse_pretrain.training.callback import Callback, StepReport, is_logged
 
 # A sample this large draws the same histogram as the whole of a BERT-large matrix.
 HISTOGRAM_SAMPLE = 200_000
@@ -24,12 +24,13 @@ class TensorBoardWriter(Callback):
         self._every = every
 
     def on_start(self, step: int, total_steps: int) -> None:
-        """Open the event file."""
-        self._writer = SummaryWriter(str(self._folder), purge_step=step + 1 if step else None)
+        """Open the event file; at step 0 everything that an earlier start wrote is purged."""
+        self._last = total_steps
+        self._writer = SummaryWriter(str(self._folder), purge_step=step + 1 if step else 0)
 
     def on_step(self, report: StepReport) -> None:
         """Write losses and their parts, learning rate, gradient norm, skipped updates, sparsity and speed."""
-        if report.step % self._every and report.step != 1 and report.applied:
+        if not is_logged(report.step, self._every, self._last) and report.applied:
             return
         scalars = {
             "loss/total": report.loss,

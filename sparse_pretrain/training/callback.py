@@ -49,6 +49,17 @@ class StepReport:
     teacher_agreement: float | None = None
 
 
+def is_logged(step: int, every: int, last: int) -> bool:
+    """Say whether a step's numbers are recorded: the first, the last, and every `every`-th step.
+
+    Args:
+        step: counted from 1.
+        every: the recipe's `logging.every`.
+        last: the run's last step.
+    """
+    return step in (1, last) or step % every == 0
+
+
 class Callback:
     """Base of everything that listens to a run; rank 0 only. Every method does nothing by default."""
 

@@ -2,6 +2,7 @@
 
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
@@ -22,7 +23,12 @@ from sparse_pretrain.training.inputs import Inputs, open_inputs
 from sparse_pretrain.training.precision import Resolved, resolve_precision
 from sparse_pretrain.training.provenance import provenance
 from sparse_pretrain.training.signals import STOPPED_EXIT_CODE, StopFlag
+from sparse_pretrain.training.stored_teacher import check_stored_samples
 from sparse_pretrain.training.world import World, join_world, rank_from_environment
+
+if TYPE_CHECKING:
+    from sparse_pretrain.training.snapshot import Snapshots
+    from sparse_pretrain.training.trainer import Trainer
 
 
 def train(recipe: TrainRecipe) -> int:
@@ -45,12 +51,16 @@ def train(recipe: TrainRecipe) -> int:
     log = RankLog(recipe.output, rank)
     console = redirect_output(log, speaks=rank == 0)
     try:
-        return _run(recipe, inputs, precision, join_world(), console, stop)
-    except UserError as error:
-        # Every rank finds the same mistake; once is enough to read it.
-        console.print(str(error), soft_wrap=True)
-        log.forget()
-        return 2
+        try:
+            trainer, snapshots = _prepare(recipe, inputs, precision, join_world(), console)
+        except UserError as error:
+            # Every rank finds the same mistake; once is enough to read it.
+            console.print(str(error), soft_wrap=True)
+            log.forget()
+            return 2
+        trainer.stop = stop
+        # From here on there is work to lose: whatever fails is a failure, and its log stays.
+        return _run(trainer, snapshots, console)
     except Exception as error:
         traceback.print_exc()
         # Rank 0's console may be the one that stays silent: every rank says where to look.
@@ -73,31 +83,31 @@ def check(recipe: TrainRecipe) -> tuple[Inputs, Resolved]:
     return open_inputs(recipe), precision
 
 
-def _run(
-    recipe: TrainRecipe,
-    inputs: Inputs,
-    precision: Resolved,
-    world: World,
-    console: Console,
-    stop: StopFlag,
-) -> int:
+def _label(recipe: TrainRecipe) -> str:
+    return "prune" if recipe.pruning else "train"
+
+
+def _prepare(
+    recipe: TrainRecipe, inputs: Inputs, precision: Resolved, world: World, console: Console
+) -> "tuple[Trainer, Snapshots]":
+    """Build the run, bring it to where its newest checkpoint was saved, and write down what it is."""
     # DeepSpeed prints while it is imported: only now does that go to the log.
     from sparse_pretrain.training.build import build_trainer
 
     folder = recipe.output
-    label = "prune" if recipe.pruning else "train"
+    label = _label(recipe)
     callbacks: list[Callback] = [
         ConsoleProgress(console, label),
         MetricsLog(folder / "metrics.jsonl", recipe.logging.every),
         TensorBoardWriter(folder / "tensorboard", recipe.logging.every),
     ]
     trainer, snapshots = build_trainer(recipe, inputs, world, precision, callbacks)
-    trainer.stop = stop
     checkpoint = world.broadcast(find_checkpoint(recipe, console) if world.is_first else None)
     if isinstance(checkpoint, UserError):
         raise checkpoint
     if checkpoint is not None:
         snapshots.restore(trainer, checkpoint)
+        check_stored_samples(recipe, trainer.step, trainer.loader.samples_seen)
         console.print(f"{label}: continuing from {checkpoint}", soft_wrap=True)
     if world.is_first:
         say_changes(folder / "recipe.yaml", recipe, console)
@@ -106,11 +116,17 @@ def _run(
             folder / "provenance.json",
             provenance(inputs.train.manifest.fingerprint, world.size, precision),
         )
+    return trainer, snapshots
+
+
+def _run(trainer: "Trainer", snapshots: "Snapshots", console: Console) -> int:
+    """Train to the end, or to a stop signal; return the exit code."""
+    recipe, folder, label = trainer.recipe, trainer.recipe.output, _label(trainer.recipe)
     if trainer.step >= recipe.steps:
         console.print(f"{label}: already finished at step {trainer.step}: {folder}", soft_wrap=True)
         return 0
     finished = trainer.run(snapshots.save)
-    if world.is_first:
+    if trainer.world.is_first:
         from sparse_pretrain.telemetry.plots import plot_run  # matplotlib is slow to import
 
         plot_run(folder)

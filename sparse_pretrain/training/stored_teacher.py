@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from sparse_pretrain.checkpoint.store import CHECKPOINTS, saved_steps
 from sparse_pretrain.config.recipe import TrainRecipe
-from sparse_pretrain.distillation.stored_logits import LogitsManifest, read_logits_manifest
+from sparse_pretrain.distillation.shard_check import shard_problem
+from sparse_pretrain.distillation.stored_logits import LogitsManifest, read_logits_manifest, shard_path
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.training.teacher_inputs import source_identity
 
@@ -42,18 +44,50 @@ def check_stored_logits(recipe: TrainRecipe, data_fingerprint: str, vocabulary_s
                 f"distillation.precomputed = {str(folder)!r}: made with {key} = {theirs}, this recipe has {mine}; "
                 "make them for this recipe: sparse-pretrain teacher-logits RECIPE OUT"
             )
-    needed = recipe.steps * recipe.batch.global_size
+    continues = recipe.checkpoint.resume and saved_steps(recipe.output / CHECKPOINTS)
+    # A run that continues knows what it needs only when it stands where its checkpoint was saved.
+    if not continues:
+        check_stored_samples(recipe, 0, 0)
+
+
+def check_stored_samples(recipe: TrainRecipe, step: int, samples_seen: int) -> None:
+    """Refuse stored logits that lack, or have broken, a shard that the rest of the run reads.
+
+    Args:
+        recipe: of the run.
+        step: optimizer steps done.
+        samples_seen: samples of the stream that they used; another batch size makes it no multiple of `step`.
+
+    Raises:
+        UserError: the logits end too early, or a shard is missing or broken.
+    """
+    section = recipe.distillation
+    if section is None or section.precomputed is None or step >= recipe.steps:
+        return
+    folder = section.precomputed
+    manifest = read_logits_manifest(folder)
+    needed = samples_seen + (recipe.steps - step) * recipe.batch.global_size
     if needed > manifest.samples:
         raise UserError(
             f"distillation.precomputed = {str(folder)!r}: covers {manifest.samples} samples, steps x "
             f"batch.global_size = {needed}; make them for this recipe: sparse-pretrain teacher-logits RECIPE OUT"
         )
     missing = manifest.missing(folder)
-    if missing:
+    size = manifest.samples_per_shard
+    numbers = range(samples_seen // size, -(-needed // size))
+    if not set(numbers).isdisjoint(missing):
         raise UserError(
             f"distillation.precomputed = {str(folder)!r}: {len(missing)} of {manifest.shards} shards are missing; "
             f"finish them: sparse-pretrain teacher-logits RECIPE {folder}"
         )
+    for number in numbers:
+        path = shard_path(folder, number)
+        problem = shard_problem(path, manifest, number)
+        if problem is not None:
+            raise UserError(
+                f"distillation.precomputed: {path} is broken ({problem}); delete it and run again: "
+                f"sparse-pretrain teacher-logits RECIPE {folder}"
+            )
 
 
 def stored_identity(manifest: LogitsManifest, source: str) -> str:

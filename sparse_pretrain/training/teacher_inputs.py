@@ -9,11 +9,14 @@ from sparse_pretrain.config.model import ModelSection
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.distillation.stored_logits import read_logits_manifest
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.files import sha256_file
+from sparse_pretrain.files import sha256_file, sha256_json
 from sparse_pretrain.models.loading import load_config
 
 # A folder with one of these has a tokenizer's vocabulary.
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+
+# Where Hugging Face keeps weights, in one file or in several.
+WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
 
 
 def teacher_section(source: str, recipe: TrainRecipe) -> ModelSection:
@@ -91,9 +94,21 @@ def first_difference(teacher: Mapping[str, int], data: Mapping[str, int]) -> str
 
 
 def source_identity(source: str) -> str:
-    """Return the hash of a local model's weights, else its name."""
-    weights = Path(source) / "model.safetensors"
-    return sha256_file(weights) if weights.is_file() else source
+    """Return the hash of a local model's architecture and weights, else its name.
+
+    Raises:
+        UserError: a folder without weights.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    weights = sorted(path for pattern in WEIGHT_FILES for path in folder.glob(pattern))
+    if not weights:
+        raise UserError(
+            f"distillation.teacher = {source!r}: no {' and no '.join(WEIGHT_FILES)} in this folder"
+        )
+    hashed = [*weights, *folder.glob("config.json")]
+    return sha256_json({path.name: sha256_file(path) for path in hashed})
 
 
 def teacher_identity(recipe: TrainRecipe) -> str | None:

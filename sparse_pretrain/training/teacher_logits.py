@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
@@ -20,10 +22,12 @@ from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.batch import Batch
 from sparse_pretrain.data.loader import Slice, TrainingLoader
 from sparse_pretrain.data.masking import IGNORED
+from sparse_pretrain.distillation.row_hash import row_hashes
 from sparse_pretrain.distillation.stored_logits import (
     MANIFEST_FILE,
     LogitsManifest,
     bytes_per_position,
+    id_type,
     read_logits_manifest,
     shard_path,
     write_shard,
@@ -45,7 +49,7 @@ from sparse_pretrain.training.world import rank_from_environment
 SHARD_BYTES = 2**26
 MOST_SHARDS = 4096
 # What may differ between the manifest of a folder and that of the run that continues it.
-FREE_KEYS = {"steps_per_shard", "precision", "versions", "teacher"}
+FREE_KEYS = {"steps_per_shard", "versions", "teacher"}
 
 
 @dataclass(frozen=True)
@@ -228,6 +232,7 @@ def write_shards(job: Job, manifest: LogitsManifest, numbers: list[int], console
     teacher = ReplicatedTeacher(PretrainingModel(model), job.device, DTYPES[job.precision])
     part = Slice(recipe.batch.global_size, recipe.batch.micro_size, 0, 1)
     everywhere = job.section.needs_all_logits
+    held = torch.uint16 if id_type(manifest.vocabulary_size) == np.uint16 else torch.int32
     loader = TrainingLoader(inputs.train, part, recipe.masking, inputs.table, recipe.seed, everywhere)
     remove_leftovers(job.out, numbers)
     ranges = {number: steps_of(manifest, number) for number in numbers}
@@ -235,17 +240,21 @@ def write_shards(job: Job, manifest: LogitsManifest, numbers: list[int], console
         task = bar.add_task("teacher logits", total=sum(map(len, ranges.values())), numbers="")
         for number, steps in ranges.items():
             counts: list[int] = []
+            hashes: list[NDArray[np.uint64]] = []
             parts: list[TopLogits] = []
             loader.samples_seen = steps.start * manifest.global_size
             for _ in steps:
                 for batch in (batch.to(job.device) for batch in loader.next_step()):
                     logits, sizes = needed_logits(teacher(batch).tokens, batch, everywhere)
                     answer = top_logits(logits, manifest.top_k, manifest.temperature)
+                    # A shard is held in memory until it is whole, so ids in the type of the file.
+                    answer = answer._replace(ids=answer.ids.to(held))
                     parts.append(TopLogits(*(column.cpu() for column in answer)))
                     counts.extend(sizes)
+                    hashes.append(row_hashes(batch))
                 bar.advance(task)
             path = shard_path(job.out, number)
-            write_shard(path, counts, parts, manifest)
+            write_shard(path, counts, hashes, parts, manifest)
             bar.update(task, numbers=f"shard {number + 1}/{manifest.shards}")
             if not console.is_terminal:
                 console.print(

@@ -11,11 +11,11 @@ from torch import Tensor
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.batch import Batch, Counts
 from sparse_pretrain.data.loader import TrainingLoader
-from sparse_pretrain.distillation.objective import Answer, GlobalLosses, Objective
+from sparse_pretrain.distillation.objective import Answer, GlobalLosses, Losses, Objective
 from sparse_pretrain.distillation.temperature import temperature_at
 from sparse_pretrain.pruning.pruner import Pruner
 from sparse_pretrain.pruning.update import MaskUpdate
-from sparse_pretrain.training.callback import Callback, StepReport
+from sparse_pretrain.training.callback import Callback, StepReport, is_logged
 from sparse_pretrain.training.engine import Engine
 from sparse_pretrain.training.evaluation import evaluate
 from sparse_pretrain.training.guard import Guard
@@ -109,13 +109,10 @@ class Trainer:
         learning_rate = learning_rate_at(self.step, self.recipe)
         self.engine.set_learning_rate(learning_rate)
         temperature, measured = self._temperature(), self._is_logged(self.step + 1)
-        shares: list[Tensor] = []
-        for batch in (batch.to(self.world.device) for batch in batches):
-            answers = [teacher(batch) for teacher in self.teachers]
-            student = self.engine(batch)
-            losses = self._objective(student, answers, batch, totals, temperature or 1.0, measured)
-            self.engine.backward(losses.total)
-            shares.append(losses.numbers())
+        shares, pairs = [], False
+        for batch in batches:
+            share, pairs = self._micro_batch(batch, totals, temperature or 1.0, measured)
+            shares.append(share)
         if self.pruner is not None:
             self.pruner.before_step()
         applied = self.engine.step()
@@ -128,7 +125,7 @@ class Trainer:
             step=self.step,
             loss=means.total,
             mlm_loss=means.mlm,
-            nsp_loss=means.next_sentence if student.next_sentence is not None else None,
+            nsp_loss=means.next_sentence if pairs else None,
             kd_loss=means.distillation if self.teachers else None,
             learning_rate=learning_rate,
             gradient_norm=self.engine.gradient_norm(),
@@ -142,6 +139,23 @@ class Trainer:
             teacher_agreement=means.agreement if measured and self.teachers else None,
         )
         return report, stop > 0
+
+    def _micro_batch(
+        self, batch: Batch, totals: Counts, temperature: float, measured: bool
+    ) -> tuple[Tensor, bool]:
+        """Do one forward and backward pass; return the losses' numbers, and whether there was an NSP loss."""
+        losses, pairs = self._losses(batch.to(self.world.device), totals, temperature, measured)
+        self.engine.backward(losses.total)
+        return losses.numbers(), pairs
+
+    def _losses(
+        self, batch: Batch, totals: Counts, temperature: float, measured: bool
+    ) -> tuple[Losses, bool]:
+        # All logits die when this returns: neither the backward pass nor the update needs them.
+        answers = [teacher(batch) for teacher in self.teachers]
+        student = self.engine(batch)
+        losses = self._objective(student, answers, batch, totals, temperature, measured)
+        return losses, student.next_sentence is not None
 
     def evaluate(self) -> dict[str, float]:
         """Measure held-out loss and accuracy now, and remember them for the next checkpoint."""
@@ -168,7 +182,7 @@ class Trainer:
         return None if section is None else temperature_at(self.step, self.recipe.steps, section)
 
     def _is_logged(self, step: int) -> bool:
-        return step in (1, self.recipe.steps) or step % self.recipe.logging.every == 0
+        return is_logged(step, self.recipe.logging.every, self.recipe.steps)
 
     def _report_masks(self, update: MaskUpdate | None) -> None:
         if update is not None and self.pruner is not None:

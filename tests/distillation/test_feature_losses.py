@@ -52,6 +52,21 @@ def test_attention_by_hand() -> None:
     torch.testing.assert_close(attention_loss(student, one_head, mask), torch.tensor(2 * 0.0025))
 
 
+def test_fp16_gradients_do_not_vanish_before_the_loss_scale_reaches_them() -> None:
+    """12 heads, 128 keys, probabilities near 1 / 128, a loss scale of 2^16 over 512 tokens."""
+    like = torch.softmax(random(4, 12, 128, 128, seed=1) * 0.1, dim=-1).half()
+    teacher = torch.softmax(random(4, 12, 128, 128, seed=2) * 0.1, dim=-1).half()
+    gradients = []
+    for kind in (torch.float16, torch.float32):
+        student = like.to(kind, copy=True).requires_grad_()
+        (attention_loss(student, teacher.to(kind), None) * (2**16 / 512)).backward()
+        assert student.grad is not None
+        gradients.append(student.grad.float())
+    half, single = gradients
+    assert (half[single != 0] != 0).float().mean() >= 0.95
+    torch.testing.assert_close(half, single, rtol=1e-2, atol=1e-7)
+
+
 def test_bf16_keeps_its_own_precision_for_the_gradient() -> None:
     student = random(2, 3, WIDTH, seed=1).bfloat16().requires_grad_()
     loss = hidden_loss(student, random(2, 3, WIDTH, seed=2).bfloat16(), None)

@@ -47,6 +47,39 @@ def test_head_at_positions_equals_the_full_forward(
 
 
 @pytest.mark.parametrize(
+    ("model_type", "changes", "told_apart"),
+    [
+        ("bert", {}, True),
+        # Families that nothing here names.
+        ("megatron-bert", {}, True),
+        ("roformer", {"embedding_size": 32}, True),
+        # One segment: an id of 1 does not exist.
+        ("bert", {"type_vocab_size": 1}, False),
+        ("roberta", {"type_vocab_size": 1}, False),
+        # No segments at all, and no argument for them.
+        ("distilbert", DISTIL, False),
+    ],
+)
+def test_segments_reach_every_model_that_tells_them_apart(
+    model_type: str, changes: dict[str, Any], told_apart: bool
+) -> None:
+    torch.manual_seed(0)
+    widths = {} if model_type == "distilbert" else WIDTHS
+    config = AutoConfig.for_model(model_type, **SMALL, **widths, **changes)
+    model = AutoModelForMaskedLM.from_config(config).eval()
+    tokens, positions = torch.randint(5, 65, (2, 8)), torch.arange(16)
+    types = torch.zeros_like(tokens)
+    types[:, 4:] = 1
+    wrapped = PretrainingModel(model)
+    with torch.no_grad():
+        without = wrapped(tokens, None, None, positions, False).tokens
+        found = wrapped(tokens, None, types, positions, False).tokens
+        expected = model(tokens, token_type_ids=types).logits.reshape(-1, 65) if told_apart else without
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert torch.equal(found, without) != told_apart
+
+
+@pytest.mark.parametrize(
     ("model_type", "widths", "per_layer"),
     [("bert", WIDTHS, 6), ("distilbert", DISTIL, 6), ("roberta", WIDTHS, 6)],
 )

@@ -345,3 +345,10 @@ def test_one_broken_threshold_does_not_spoil_the_picture() -> None:
     figure = Figure()
     draw_thresholds(figure, rows)
     assert lines(figure, 0)["pooler"] == [0.4]
+
+
+def test_an_update_that_was_recorded_twice_still_has_bars() -> None:
+    rows = [row for row in pruning_rows() if row["kind"] == "masks"]
+    figure = Figure()
+    draw_flips(figure, [rows[0], *rows])
+    assert all(bar.get_width() > 0 for bar in figure.axes[0].patches)

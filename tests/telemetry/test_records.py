@@ -160,6 +160,28 @@ def test_a_threshold_of_all_weights_stands_in_the_totals(
     assert row.get("threshold") == expected
 
 
+def test_a_second_start_from_the_beginning_leaves_every_row_once(tmp_path: Path) -> None:
+    """Killed before its first checkpoint: the masks of step 0 are written again."""
+    first = (update(0, 0.1, 0.1), report(1), report(10))
+    records(tmp_path, *first)
+    rows = records(tmp_path, *first)
+    assert [(row["kind"], row["step"]) for row in rows] == [("masks", 0), ("train", 1), ("train", 10)]
+    scalars(tmp_path / "tensorboard", *first)
+    # A file's name holds the second of its start.
+    for path in (tmp_path / "tensorboard").iterdir():
+        path.rename(path.with_name(path.name.replace("tfevents.", "tfevents.0")))
+    shown = scalars(tmp_path / "tensorboard", *first)
+    assert shown["pruning/target_sparsity"] == [(0, pytest.approx(0.6))]
+    assert shown["loss/total"] == [(1, 2.0), (10, 2.0)]
+
+
+def test_the_first_and_the_last_step_are_recorded_everywhere(tmp_path: Path) -> None:
+    steps = [report(step) for step in (1, 2, 30, 99, 100)]
+    assert [row["step"] for row in records(tmp_path, *steps, every=30)] == [1, 30, 100]
+    shown = scalars(tmp_path / "tensorboard", *steps, every=30)
+    assert [step for step, _ in shown["loss/total"]] == [1, 30, 100]
+
+
 def test_an_update_of_no_weights_has_no_dead_rows() -> None:
     assert mean_dead_rows(MaskUpdate(0, 0.0, 0.0, {}, False)) is None
 

@@ -1,30 +1,39 @@
 """The `teacher-logits` command: what it writes, how it continues, and what is said of logits that do not fit."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from sparse_pretrain import cli
 from sparse_pretrain.config.model import DataSection
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.loader import Slice, TrainingLoader
-from sparse_pretrain.distillation.stored_logits import MANIFEST_FILE, StoredLogits, bytes_per_position
+from sparse_pretrain.distillation.stored_logits import (
+    MANIFEST_FILE,
+    StoredLogits,
+    StoredLogitsError,
+    bytes_per_position,
+    shard_path,
+)
 from sparse_pretrain.distillation.top_logits import top_logits
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.models.pretraining import PretrainingModel, arguments
 from sparse_pretrain.training import teacher_logits
 from sparse_pretrain.training.inputs import open_inputs
-from sparse_pretrain.training.stored_teacher import check_stored_logits
+from sparse_pretrain.training.stored_teacher import check_stored_logits, check_stored_samples
+from sparse_pretrain.training.teacher_inputs import source_identity
 from sparse_pretrain.training.teacher_logits import write_teacher_logits
 from tests.tiny import VOCABULARY, tiny_prepared, tiny_recipe, tiny_tokenizer
 
@@ -85,10 +94,9 @@ def test_any_slice_of_the_stream_reads_the_teachers_own_top_logits(folder: Path)
 def test_what_a_shard_holds_and_costs(folder: Path) -> None:
     shard = load_file(folder / "logits" / "logits-00000.safetensors")
     positions = int(shard["offsets"][-1])
-    assert shard["offsets"].shape == (9,)
-    assert {
-        name: (column.dtype.name, column.shape) for name, column in shard.items() if name != "offsets"
-    } == {
+    assert {name: (column.dtype.name, column.shape) for name, column in shard.items()} == {
+        "offsets": ("int64", (9,)),
+        "rows": ("uint64", (8,)),
         "ids": ("uint16", (positions, TOP_K)),
         "logits": ("float16", (positions, TOP_K)),
         "log_rest": ("float32", (positions,)),
@@ -104,7 +112,7 @@ def test_a_killed_command_goes_on_with_the_next_shard(
 ) -> None:
     """Stopped inside the second shard: the first stays untouched, the end is the same byte for byte."""
     monkeypatch.setattr(teacher_logits, "SHARD_BYTES", 1)
-    written = []
+    written: list[str] = []
     original = teacher_logits.write_shard
 
     def dies(path: Path, *rest: Any) -> None:
@@ -196,15 +204,89 @@ def test_a_teacher_that_is_known_by_name_only(folder: Path, tmp_path: Path) -> N
     check(folder, {"precomputed": str(tmp_path / "logits")})
 
 
-def test_a_broken_shard(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder / "logits", tmp_path / "logits")
-    broken = tmp_path / "logits" / "logits-00000.safetensors"
+def broken_copy(folder: Path, out: Path, number: int = 0) -> Path:
+    shutil.copytree(folder / "logits", out)
+    broken = shard_path(out, number)
     broken.write_bytes(broken.read_bytes()[:-1])
+    return out
+
+
+def test_a_shard_that_breaks_during_a_run_is_a_failure_and_no_mistake(folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(folder)
     inputs = open_inputs(recipe)
     loader = TrainingLoader(inputs.train, Slice(8, 8, 0, 1), recipe.masking, inputs.table, recipe.seed, True)
-    with pytest.raises(UserError, match="broken shard of logits"):
-        StoredLogits(tmp_path / "logits", torch.device("cpu"))(loader.batches_at(0)[0])
+    with pytest.raises(StoredLogitsError, match="broken shard of logits"):
+        StoredLogits(broken_copy(folder, tmp_path / "logits"), torch.device("cpu"))(loader.batches_at(0)[0])
+    assert not issubclass(StoredLogitsError, UserError)
+
+
+def test_broken_shards_that_the_run_needs_are_found_before_it_starts(folder: Path, tmp_path: Path) -> None:
+    """Shards of one step: a run of two steps does not need the third."""
+    out = broken_copy(folder, tmp_path / "logits", number=2)
+    check(folder, {"precomputed": str(out)}, steps=2)
+    with pytest.raises(UserError, match=r"logits-00002\.safetensors is broken \(.*; delete it"):
+        check(folder, {"precomputed": str(out)})
+
+
+def altered(folder: Path, out: Path, **columns: np.ndarray) -> Path:
+    """Copy the logits with other columns in the first shard, in a file that is whole."""
+    shutil.copytree(folder / "logits", out)
+    save_file(load_file(shard_path(out, 0)) | columns, shard_path(out, 0))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"offsets": np.array([0, 5], dtype=np.int64)}, "its offsets are not those of 8 samples"),
+        ({"logits": np.zeros((3, TOP_K), dtype=np.float16)}, "logits is "),
+        ({"ids": np.zeros((3, TOP_K), dtype=np.int32)}, "ids is "),
+    ],
+)
+def test_a_whole_shard_of_something_else(
+    folder: Path, tmp_path: Path, columns: dict[str, np.ndarray], said: str
+) -> None:
+    out = altered(folder, tmp_path / "logits", **columns)
+    with pytest.raises(UserError, match=said):
+        check(folder, {"precomputed": str(out)})
+
+
+def test_a_run_that_continues_needs_what_lies_ahead_of_it(folder: Path, tmp_path: Path) -> None:
+    """24 samples are stored: after one step of 8 two more fit, or one of 16; the shards behind may be broken."""
+    recipe = recipe_of(folder, {"precomputed": str(broken_copy(folder, tmp_path / "logits"))})
+    check_stored_samples(recipe, 1, 8)
+    check_stored_samples(recipe, 3, 24)
+    larger = recipe_of(
+        folder, {"precomputed": str(folder / "logits")}, batch={"global_size": 16, "micro_size": 2}
+    )
+    check_stored_samples(larger, 2, 8)
+    with pytest.raises(UserError, match="covers 24 samples"):
+        check_stored_samples(larger, 1, 8)
+
+
+def test_only_mistakes_from_before_the_first_step_take_the_log_back(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """What is raised inside the loop, even as a mistake, ends with 1 and leaves the log."""
+    from sparse_pretrain.training import run
+
+    recipe = tiny_recipe(folder / "data", tmp_path / "run")
+
+    def fails(*_: Any) -> int:
+        raise UserError("in the middle")
+
+    kept = os.dup(1), os.dup(2)
+    try:
+        for where, code in (("_prepare", 2), ("_run", 1)):
+            with monkeypatch.context() as patch:
+                patch.setattr(run, "join_world", lambda: None)
+                patch.setattr(run, "_prepare", lambda *_: (SimpleNamespace(), None))
+                patch.setattr(run, where, fails)
+                assert run.train(recipe) == code
+            assert (tmp_path / "run" / "logs" / "rank-0.log").exists() == (code == 1)
+    finally:
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
 
 
 Mistake = Callable[..., str]
@@ -289,6 +371,51 @@ def test_a_folder_that_holds_something_else(mistake: Mistake, tmp_path: Path) ->
     assert "out: not empty, and holds no stored logits" in mistake(*command("teacher-logits"))
 
 
+def test_a_folder_that_was_begun_in_another_precision(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "logits", tmp_path / "logits")
+    with pytest.raises(UserError, match="was begun with precision = fp32, now it is bf16"):
+        write_teacher_logits(recipe_of(folder, precision="bf16"), tmp_path / "logits", TOP_K, QUIET)
+
+
+def test_a_sample_of_other_tokens_is_a_failure(folder: Path, tmp_path: Path) -> None:
+    """Masking that changed between two versions leaves the manifest as it was."""
+    rows = load_file(shard_path(folder / "logits", 0))["rows"]
+    rows[3] += 1
+    stored = StoredLogits(altered(folder, tmp_path / "logits", rows=rows), torch.device("cpu"))
+    recipe = recipe_of(folder)
+    inputs = open_inputs(recipe)
+    loader = TrainingLoader(inputs.train, Slice(8, 1, 0, 1), recipe.masking, inputs.table, recipe.seed, True)
+    batches = loader.batches_at(0)
+    for batch in batches[:3]:
+        stored(batch)
+    with pytest.raises(StoredLogitsError, match="sample 3 of the stream was made from other tokens"):
+        stored(batches[3])
+
+
+@pytest.mark.parametrize(
+    "names", [("model.safetensors",), ("model-00001-of-00002.safetensors",), ("pytorch_model.bin",)]
+)
+def test_a_local_teacher_is_known_by_all_its_weights_and_its_architecture(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    for name in ("config.json", "model-00002-of-00002.safetensors", *names):
+        (tmp_path / name).write_text("one")
+    before = source_identity(str(tmp_path))
+    for name in ("config.json", *names):
+        (tmp_path / name).write_text("another")
+        assert source_identity(str(tmp_path)) != before, name
+        (tmp_path / name).write_text("one")
+    assert source_identity(str(tmp_path)) == before
+
+
+def test_a_folder_without_weights_is_no_teacher(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"no model\*\.safetensors and no pytorch_model\*\.bin in this folder"
+    ):
+        source_identity(str(tmp_path))
+
+
 def test_a_folder_that_was_begun_for_another_run(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "logits", tmp_path / "logits")
     with pytest.raises(UserError, match="was begun with top_k = 9, now it is 8; give another folder"):
@@ -304,9 +431,28 @@ def test_a_full_disk_is_refused_before_anything_is_written(
     assert not (tmp_path / "logits").exists()
 
 
-def test_the_command_says_what_it_costs(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+def test_ids_wait_for_their_shard_in_the_type_of_the_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    kinds = set()
+    original = teacher_logits.write_shard
+
+    def looks(path: Path, counts: Any, hashes: Any, parts: Any, manifest: Any) -> None:
+        kinds.update(part.ids.dtype for part in parts)
+        original(path, counts, hashes, parts, manifest)
+
+    monkeypatch.setattr(teacher_logits, "write_shard", looks)
+    write_teacher_logits(recipe_of(folder), tmp_path / "logits", TOP_K, QUIET)
+    assert kinds == {torch.uint16}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_command_says_once_what_it_costs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, rank: int
+) -> None:
+    if rank:
+        for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+            monkeypatch.setenv(name, value)
     monkeypatch.setattr(
         sys,
         "argv",
@@ -320,6 +466,9 @@ def test_the_command_says_what_it_costs(
         cli.main()
     assert not ended.value.code
     output, errors = capfd.readouterr()
+    if rank:
+        assert output == ""
+        return
     facts = json.loads(output)
     assert facts["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
     assert "10 steps, about" in errors
