@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_distributed(
-    function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 240
+    function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 480
 ) -> list[Any]:
     """Call `function(world, *arguments)` on every rank; return the ranks' results in order.
 

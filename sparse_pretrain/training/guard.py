@@ -29,17 +29,24 @@ class Guard:
         self._loss = loss
         self._in_a_row = 0 if applied and math.isfinite(loss) else self._in_a_row + 1
 
-    def check(self, step: int, last_checkpoint: Path | None) -> None:
+    @property
+    def healthy(self) -> bool:
+        """Whether the last step had a usable update; only then are weights worth saving."""
+        return self._in_a_row == 0
+
+    def check(self, step: int, last_checkpoint: Path | None, last: bool = False) -> None:
         """Stop the run when nothing comes of it any more.
 
         Args:
             step: steps done.
             last_checkpoint: the newest complete one.
+            last: this was the run's last step.
 
         Raises:
-            TrainingDivergedError: as many steps in a row as are allowed had no usable update.
+            TrainingDivergedError: as many steps in a row as are allowed had no usable update, or the run ends in
+                such steps.
         """
-        if self._in_a_row >= self._limit:
+        if self._in_a_row >= self._limit or (last and not self.healthy):
             raise TrainingDivergedError(
                 f"step {step}: {self._in_a_row} steps in a row without a usable update (loss {self._loss}; a loss "
                 f"or gradient was NaN or infinite); last good checkpoint: {last_checkpoint or 'none yet'}"

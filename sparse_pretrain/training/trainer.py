@@ -73,11 +73,12 @@ class Trainer:
             save: writes a checkpoint together with all ranks.
 
         Returns:
-            True when the run is finished, False when it stopped early (a checkpoint was saved).
+            True when the run is finished, False when it stopped early. A checkpoint was saved, unless updates
+            were just being skipped: a diverging run must not push its good checkpoints out.
 
         Raises:
             TrainingDivergedError: too many steps in a row had no usable update.
-            MaskViolationError: a weight does not obey its mask.
+            BrokenWeightsError: a weight is NaN or does not obey its mask.
         """
         recipe = self.recipe
         self._tell(lambda listener: listener.on_start(self.step, recipe.steps))
@@ -87,13 +88,14 @@ class Trainer:
             while self.step < recipe.steps:
                 report, stopping = self.train_step()
                 self._tell(lambda listener, report=report: listener.on_step(report))  # type: ignore[misc]
-                self.guard.check(self.step, self.last_checkpoint)
                 last = self.step == recipe.steps
+                self.guard.check(self.step, self.last_checkpoint, last)
                 if last or self.step % recipe.evaluation.every == 0:
                     self.evaluate()
                 if recipe.logging.histograms_every and self.step % recipe.logging.histograms_every == 0:
                     self._report_weights()
-                if last or stopping or self.step % recipe.checkpoint.every == 0:
+                due = last or stopping or self.step % recipe.checkpoint.every == 0
+                if due and self.guard.healthy:
                     save(self)
                 if stopping and not last:
                     return False

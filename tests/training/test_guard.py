@@ -61,6 +61,18 @@ def train_poisoned(world: World, recipes: list[dict[str, Any]], bad: list[int]) 
     return results
 
 
+def run_poisoned(world: World, values: dict[str, Any], bad: list[int]) -> list[int]:
+    """Run to the end with NaN on rank 1 at some steps; return the steps at which something was saved."""
+    from sparse_pretrain.training.build import build_trainer
+
+    recipe = TrainRecipe.model_validate(values)
+    trainer, _ = build_trainer(recipe, open_inputs(recipe), world, "fp32", [])
+    trainer._objective = PoisonedObjective(trainer._objective, set(bad), trainer)  # type: ignore[assignment]
+    saved: list[int] = []
+    assert trainer.run(lambda running: saved.append(running.step))
+    return saved
+
+
 @pytest.mark.parametrize("bad", [[2, 3]])
 def test_a_nan_on_one_rank_skips_the_step_on_all(tmp_path: Path, bad: list[int]) -> None:
     """Weights and moments stay as they were, and training goes on, at every stage."""
@@ -105,6 +117,24 @@ def test_the_count_starts_again_after_a_good_step() -> None:
     with pytest.raises(TrainingDivergedError, match="none yet"):
         guard.check(6, None)
     assert guard.skipped == 2
+
+
+def test_a_run_must_not_end_in_skipped_steps() -> None:
+    guard = Guard(limit=20)
+    guard.count(math.nan, applied=False)
+    guard.check(7, None)
+    assert not guard.healthy
+    with pytest.raises(TrainingDivergedError, match="step 8: 1 steps in a row"):
+        guard.check(8, None, last=True)
+
+
+def test_nothing_is_saved_while_steps_are_skipped(tmp_path: Path) -> None:
+    """Checkpoints of a diverging run would push the good ones out."""
+    recipe = tiny_recipe(
+        tiny_prepared(tmp_path / "data"), tmp_path / "run", steps=6, checkpoint={"every": 1, "keep_last": 9}
+    )
+    for saved in run_distributed(run_poisoned, 2, json.loads(recipe.model_dump_json()), [2, 3]):
+        assert saved == [1, 2, 5, 6]
 
 
 def test_the_count_goes_on_after_a_restart() -> None:

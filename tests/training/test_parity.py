@@ -230,6 +230,7 @@ def test_movement_with_one_global_threshold_matches_plain_torch(recipe: TrainRec
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_one_two_and_four_ranks_have_the_same_trajectory(recipe: TrainRecipe) -> None:
     """The global batch decides, not how it is cut into ranks and micro-batches."""
     one = run_distributed(train_recipes, 1, [with_stage(recipe, 2)])[0][0]

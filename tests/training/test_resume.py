@@ -94,6 +94,7 @@ def job(recipe: TrainRecipe, stage: int, output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_resume_equals_the_uninterrupted_run_bit_for_bit(recipe: TrainRecipe, tmp_path: Path) -> None:
     """ZeRO 1, 2, 3 in fp32 on two ranks, resumed mid-ramp and after the freeze, in new processes."""
     pruning = {1: HARD, 2: MOVEMENT, 3: UNDECAYED}
@@ -117,6 +118,7 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(recipe: TrainRecipe, tm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_resume_on_another_number_of_ranks_and_another_stage(recipe: TrainRecipe, tmp_path: Path) -> None:
     """Two ranks at stage 3 save mid-ramp; one rank at stage 1 goes on along the same trajectory.
 
