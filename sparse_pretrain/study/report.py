@@ -85,18 +85,28 @@ def distillation_verdict(losses: Losses) -> str:
 
 
 def gradual_verdict(losses: Losses, distilled: bool) -> str:
-    """Compare gradual with one-shot pruning at the same sparsity, uniform allocation."""
-    gains = {}
+    """Compare gradual with one-shot pruning at the same sparsity, uniform allocation, seed by seed."""
+    better, worse = [], []
     for sparsity in SPARSITIES:
-        pair = [
-            values_of(losses, pattern, sparsity, distilled) for pattern in ("uniform, one shot", "uniform")
-        ]
-        if all(pair):
-            gains[sparsity] = mean(pair[0]) - mean(pair[1])
-    earns = "earns its keep" if mean(list(gains.values())) > 0 else "does not earn its keep here"
-    parts = ", ".join(f"{gain:+.3f} nats at {sparsity:.0%}" for sparsity, gain in gains.items())
+        one_shot = values_of(losses, "uniform, one shot", sparsity, distilled)
+        gradual = values_of(losses, "uniform", sparsity, distilled)
+        if one_shot and gradual:
+            gains = [before - after for before, after in zip(one_shot, gradual, strict=True)]
+            seeds = f"{sum(gain > 0 for gain in gains)} of {len(gains)} seeds"
+            part = f"{mean(gains):+.3f} nats at {sparsity:.0%} ({seeds})"
+            (better if mean(gains) > 0 else worse).append(part)
+    earns = (
+        "earns its keep"
+        if not worse
+        else "earns its keep only in part"
+        if better
+        else "does not earn its keep here"
+    )
     with_or_without = "with" if distilled else "without"
-    return f"Gradual pruning {earns} {with_or_without} the teacher: one shot loses {parts} against it."
+    return (
+        f"Gradual pruning {earns} {with_or_without} the teacher: against one shot and as many steps it wins "
+        f"{', '.join([*better, *worse])}."
+    )
 
 
 def draw(path: Path, losses: Losses) -> Path:
