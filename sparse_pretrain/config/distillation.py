@@ -3,25 +3,25 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sparse_pretrain.config.base import ModelSource, Section
 
 Layer = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Positions = Literal["all", "masked"]
 
 
 class EmbeddingsSection(Section):
     """Mean squared distance of the embedding layers' outputs (TinyBERT, Jiao et al. 2020, eq. 9)."""
 
-    weight: Weight = Field(1.0, description="beside the logits' loss, which has logits_weight")
+    weight: Positive = Field(1.0, description="beside the logits' loss, which has logits_weight")
 
 
 class HiddenSection(Section):
     """Mean squared distance of the outputs of encoder layers (TinyBERT, Jiao et al. 2020, eq. 8)."""
 
-    weight: Weight = Field(1.0, description="beside the logits' loss, which has logits_weight")
+    weight: Positive = Field(1.0, description="beside the logits' loss, which has logits_weight")
     layers: dict[Layer, Layer] | None = Field(
         None,
         min_length=1,
@@ -45,15 +45,17 @@ class DistillationSection(Section):
     teacher: ModelSource | list[ModelSource] = Field(
         description="Hugging Face name or folder: a release of the teacher preparation; or a list of them"
     )
-    teacher_weights: list[Weight] | None = Field(
+    teacher_weights: list[Positive] | None = Field(
         None, description="one number a teacher, relative to each other; none: all the same"
     )
-    mlm_weight: float = Field(0.5, ge=0)
-    kd_weight: float = Field(0.5, gt=0)
-    logits_weight: float = Field(1.0, ge=0, description="of the logits' loss inside KD; 0: none of it")
-    temperature: float = Field(2.0, gt=0)
-    temperature_end: float | None = Field(
-        None, gt=0, description="temperature of the last step, reached linearly; none: it stays"
+    mlm_weight: float = Field(0.5, ge=0, allow_inf_nan=False)
+    kd_weight: Positive = 0.5
+    logits_weight: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="of the logits' loss inside KD; 0: none of it"
+    )
+    temperature: Positive = 2.0
+    temperature_end: Positive | None = Field(
+        None, description="temperature of the last step, reached linearly; none: it stays"
     )
     positions: Positions = Field(
         "all", description="where logits are compared: every non-padding position, or the predicted ones"
@@ -61,7 +63,7 @@ class DistillationSection(Section):
     hidden: HiddenSection | None = None
     attention: AttentionSection | None = None
     embeddings: EmbeddingsSection | None = None
-    precomputed: Path | None = Field(
+    precomputed: Annotated[Path, AfterValidator(Path.expanduser)] | None = Field(
         None, description="folder made by `sparse-pretrain teacher-logits`: read it, run no teacher"
     )
     placement: Literal["replicated", "sharded"] = Field(

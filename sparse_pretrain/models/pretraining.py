@@ -108,7 +108,7 @@ class PretrainingModel(nn.Module):
     def _called(self) -> PreTrainedModel:
         # Looked up each time, as a head is: the encoder where the head runs apart, else the whole model.
         whole = self.model
-        return whole if self._head is None else getattr(whole, whole.base_model_prefix)  # type: ignore[no-any-return]
+        return whole if self._head is None else getattr(whole, whole.base_model_prefix)
 
     def _hidden(self, output: Any) -> dict[HiddenTap, Tensor]:
         states = {tap: output.hidden_states[tap.layer] for tap in self._taps.hidden}

@@ -61,7 +61,9 @@ def draw_losses(figure: FigureBase, rows: Sequence[Row]) -> None:
             color=RED,
             fontsize=8,
         )
-    axes.set(title="Losses", xlabel="step", ylabel="loss [nats]")
+    # Squared distances of inner values are no nats.
+    unit = " [nats]" if set(distillation_parts(rows)) <= {"kd_logits"} else ""
+    axes.set(title="Losses", xlabel="step", ylabel=f"loss{unit}")
     axes.set_ylim(bottom=0)
     count_steps(axes)
     figure.legend(loc="outside lower center", ncols=5)

@@ -16,8 +16,11 @@ class StepReport:
 
     Attributes:
         step: steps done, this one included.
-        loss: the weighted total; the three parts are unweighted means (nats per predicted token, per
-            row, per real token); None where the run has no such part.
+        loss: the weighted total.
+        mlm_loss: unweighted mean, nats per predicted token.
+        nsp_loss: unweighted mean, nats per row; None where there is no such part.
+        kd_loss: KD, the sum of `kd_parts` times the weights that the recipe gives them, without `kd_weight`;
+            with logits alone and `logits_weight` 1 nats per compared position. None without a teacher.
         learning_rate: that this step used.
         gradient_norm: global, before clipping.
         sparsity: share of zeros over all prunable weights, after this step; None without pruning.

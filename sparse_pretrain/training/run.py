@@ -127,13 +127,23 @@ def _run(trainer: "Trainer", snapshots: "Snapshots", console: Console) -> int:
         return 0
     finished = trainer.run(snapshots.save)
     if trainer.world.is_first:
-        from sparse_pretrain.telemetry.plots import plot_run  # matplotlib is slow to import
-
-        plot_run(folder)
+        draw(folder, console)
     if not finished:
         console.print(f"{label}: stopped at step {trainer.step} and saved; run the same command to continue")
         return STOPPED_EXIT_CODE
     return 0
+
+
+def draw(folder: Path, console: Console) -> None:
+    """Draw a run's pictures; when that fails, say so: the run itself is as good as before."""
+    try:
+        from sparse_pretrain.telemetry.plots import plot_run  # matplotlib is slow to import
+
+        plot_run(folder)
+    except Exception as error:
+        traceback.print_exc()
+        shown = " ".join(str(error).split())
+        console.print(f"{folder / 'plots'}: not drawn ({type(error).__name__}: {shown})", soft_wrap=True)
 
 
 def find_checkpoint(recipe: TrainRecipe, console: Console) -> Path | UserError | None:

@@ -347,6 +347,16 @@ def test_one_broken_threshold_does_not_spoil_the_picture() -> None:
     assert lines(figure, 0)["pooler"] == [0.4]
 
 
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [({"kd_logits": 2.0}, "loss [nats]"), ({"kd_logits": 2.0, "kd_hidden": 1.0}, "loss")],
+)
+def test_losses_are_nats_unless_distances_are_among_them(parts: dict[str, float], expected: str) -> None:
+    figure = Figure()
+    draw_losses(figure, [row | parts for row in pruning_rows() if row["kind"] == "train"])
+    assert figure.axes[0].get_ylabel() == expected
+
+
 def test_an_update_that_was_recorded_twice_still_has_bars() -> None:
     rows = [row for row in pruning_rows() if row["kind"] == "masks"]
     figure = Figure()

@@ -1,5 +1,6 @@
 """The `teacher-logits` command: what it writes, how it continues, and what is said of logits that do not fit."""
 
+import io
 import json
 import os
 import shutil
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from sparse_pretrain import cli
+from sparse_pretrain.config.distillation import DistillationSection
 from sparse_pretrain.config.model import DataSection
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.loader import Slice, TrainingLoader
@@ -70,6 +73,33 @@ def recipe_of(folder: Path, distillation: dict[str, Any] | None = None, **change
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    "key", ["mlm_weight", "kd_weight", "logits_weight", "temperature", "temperature_end"]
+)
+def test_weights_and_temperatures_are_finite(key: str, value: float) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        DistillationSection.model_validate({"teacher": "a", key: value})
+
+
+def test_the_home_folder_may_be_abbreviated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    section = DistillationSection.model_validate({"teacher": "a", "precomputed": "~/logits"})
+    assert section.precomputed == Path("/home/me/logits")
+
+
+def test_pictures_that_fail_do_not_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparse_pretrain.training.run import draw
+
+    def fails(_: Path) -> None:
+        raise RuntimeError("no\nfonts")
+
+    monkeypatch.setattr("sparse_pretrain.telemetry.plots.plot_run", fails)
+    out = io.StringIO()
+    draw(tmp_path, Console(file=out, markup=False))
+    assert out.getvalue() == f"{tmp_path / 'plots'}: not drawn (RuntimeError: no fonts)\n"
 
 
 def test_any_slice_of_the_stream_reads_the_teachers_own_top_logits(folder: Path) -> None:
