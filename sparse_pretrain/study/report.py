@@ -86,7 +86,8 @@ def distillation_verdict(losses: Losses) -> str:
 
 def gradual_verdict(losses: Losses, distilled: bool) -> str:
     """Compare gradual with one-shot pruning at the same sparsity, uniform allocation, seed by seed."""
-    better, worse = [], []
+    better: list[str] = []
+    worse: list[str] = []
     for sparsity in SPARSITIES:
         one_shot = values_of(losses, "uniform, one shot", sparsity, distilled)
         gradual = values_of(losses, "uniform", sparsity, distilled)

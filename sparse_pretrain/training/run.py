@@ -129,7 +129,13 @@ def _run(trainer: "Trainer", snapshots: "Snapshots", console: Console) -> int:
     if trainer.world.is_first:
         draw(folder, console)
     if not finished:
-        console.print(f"{label}: stopped at step {trainer.step} and saved; run the same command to continue")
+        saved = "and saved"
+        if not trainer.guard.healthy:
+            saved = f"without saving, as updates were being skipped; the newest checkpoint is {trainer.last_checkpoint}"
+        console.print(
+            f"{label}: stopped at step {trainer.step} {saved}; run the same command to continue",
+            soft_wrap=True,
+        )
         return STOPPED_EXIT_CODE
     return 0
 
