@@ -153,12 +153,14 @@ class Objective:
         if isinstance(teacher, TopLogits):
             return Parts(logits, zero, zero, zero)
         mask = batch.attention_mask
-        return Parts(
-            logits,
-            hidden_part(match.hidden, student, teacher, mask, zero) / totals.real,
-            attention_part(match.attention, student, teacher, mask, zero) / totals.real,
-            hidden_part(match.embeddings, student, teacher, mask, zero) / totals.real,
+        features = (
+            hidden_losses(match.hidden, student, teacher, mask),
+            attention_losses(match.attention, student, teacher, mask),
+            hidden_losses(match.embeddings, student, teacher, mask),
         )
+        # A part is the mean over its pairs of layers.
+        means = (torch.stack(losses).mean() / totals.real if losses else zero for losses in features)
+        return Parts(logits, *means)
 
 
 def weighted(section: DistillationSection, parts: Parts) -> Tensor:
@@ -178,34 +180,24 @@ def logits_loss(student: Tensor, teacher: Answer, temperature: float) -> Tensor:
     return distillation_loss(student, teacher.tokens, temperature)
 
 
-def hidden_part(
-    pairs: Sequence[HiddenPair],
-    student: Predictions,
-    teacher: Predictions,
-    attention_mask: Tensor | None,
-    zero: Tensor,
-) -> Tensor:
-    """Return the hidden-state loss, a mean over pairs of sums over tokens; `zero` without pairs."""
-    losses = [
+def hidden_losses(
+    pairs: Sequence[HiddenPair], student: Predictions, teacher: Predictions, attention_mask: Tensor | None
+) -> list[Tensor]:
+    """Return the hidden-state loss of every pair, each a sum over tokens."""
+    return [
         hidden_loss(student.hidden[pair.student], teacher.hidden[pair.teacher], attention_mask)
         for pair in pairs
     ]
-    return torch.stack(losses).mean() if losses else zero
 
 
-def attention_part(
-    pairs: Sequence[LayerPair],
-    student: Predictions,
-    teacher: Predictions,
-    attention_mask: Tensor | None,
-    zero: Tensor,
-) -> Tensor:
-    """Return the attention loss, a mean over pairs of sums over query tokens; `zero` without pairs."""
-    losses = [
+def attention_losses(
+    pairs: Sequence[LayerPair], student: Predictions, teacher: Predictions, attention_mask: Tensor | None
+) -> list[Tensor]:
+    """Return the attention loss of every pair, each a sum over query tokens."""
+    return [
         attention_loss(student.attention[pair.student], teacher.attention[pair.teacher], attention_mask)
         for pair in pairs
     ]
-    return torch.stack(losses).mean() if losses else zero
 
 
 def predicted_only(student: Predictions, teacher: Answer, batch: Batch) -> tuple[Predictions, Answer]:
