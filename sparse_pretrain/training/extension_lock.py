@@ -6,7 +6,9 @@ and every later start on that machine waits for it for ever.
 """
 
 import fcntl
+import hashlib
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -37,10 +39,15 @@ def clear_stale_locks(folder: Path | None = None, stale_after: float = STALE_SEC
 
 
 def extensions_folder() -> Path:
-    """Return the folder in which torch builds extensions."""
+    """Return the folder in which torch builds extensions; one for each Python environment unless it is set.
+
+    Builds of two environments differ in their include paths: in one folder each start of the one would
+    compile again what the other has just made.
+    """
     if given := os.environ.get("TORCH_EXTENSIONS_DIR"):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+    return cache / f"sparse-pretrain-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]}"
 
 
 def age_of(path: Path) -> float | None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.training.extension_lock import clear_stale_locks
+from sparse_pretrain.training.extension_lock import clear_stale_locks, extensions_folder
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def join_world() -> World:
     """Join the process group that the environment describes (env:// rendezvous; alone when there is none)."""
     rank, size, local_rank = rank_from_environment()
     check_build_tools()
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder())
     clear_stale_locks()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
     if size == 1:

@@ -5,7 +5,9 @@ import threading
 import time
 from pathlib import Path
 
-from sparse_pretrain.training.extension_lock import clear_stale_locks
+import pytest
+
+from sparse_pretrain.training.extension_lock import clear_stale_locks, extensions_folder
 
 
 def lock_in(folder: Path, age: float) -> Path:
@@ -40,3 +42,16 @@ def test_nothing_there_costs_nothing(tmp_path: Path) -> None:
     clear_stale_locks(tmp_path)
     clear_stale_locks(tmp_path / "missing")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_environment_builds_in_a_folder_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    here = extensions_folder()
+    monkeypatch.setattr("sys.prefix", "/somewhere/else/.venv")
+    assert here.parent == extensions_folder().parent == tmp_path / "torch_extensions"
+    assert here != extensions_folder()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/given")
+    assert extensions_folder() == Path("/given")
