@@ -14,6 +14,9 @@ from sparse_pretrain.training.callback import Callback, StepReport, is_logged
 
 # A sample this large draws the same histogram as the whole of a BERT-large matrix.
 HISTOGRAM_SAMPLE = 200_000
+# TensorBoard's bins end at 1e20, and a histogram outside of them is an error: a run that diverges must live
+# until the guard says so.
+LARGEST = 1e19
 
 
 class TensorBoardWriter(Callback):
@@ -80,10 +83,12 @@ class TensorBoardWriter(Callback):
             self._scalars({f"validation/{name.removeprefix('validation_')}": value}, step)
 
     def on_weight(self, step: int, name: str, weight: Tensor) -> None:
-        """Write the histogram of a weight's fp32 master."""
+        """Write the histogram of a weight's fp32 master, without NaN; none where nothing is left."""
         flat = weight.reshape(-1)
         sample = flat[:: max(1, flat.numel() // HISTOGRAM_SAMPLE)]
-        self._writer.add_histogram(f"weights/{name}", sample.cpu(), step)
+        sample = sample[~sample.isnan()].clamp(-LARGEST, LARGEST)
+        if sample.numel():
+            self._writer.add_histogram(f"weights/{name}", sample.cpu(), step)
 
     def on_end(self) -> None:
         """Flush and close."""

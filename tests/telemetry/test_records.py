@@ -175,6 +175,18 @@ def test_a_second_start_from_the_beginning_leaves_every_row_once(tmp_path: Path)
     assert shown["loss/total"] == [(1, 2.0), (10, 2.0)]
 
 
+def test_weights_that_diverge_have_histograms_or_none_and_no_error(tmp_path: Path) -> None:
+    writer = TensorBoardWriter(tmp_path, 10)
+    writer.on_start(0, 100)
+    writer.on_weight(1, "a", torch.tensor([math.nan, 1.0, math.inf, 2.0]))
+    writer.on_weight(1, "b", torch.full((4,), 1e30))
+    writer.on_weight(1, "c", torch.full((4,), math.nan))
+    writer.on_end()
+    shown = EventAccumulator(str(tmp_path)).Reload()
+    counts = {tag: shown.Histograms(tag)[0].histogram_value.num for tag in shown.Tags()["histograms"]}
+    assert counts == {"weights/a": 3, "weights/b": 4}
+
+
 def test_the_first_and_the_last_step_are_recorded_everywhere(tmp_path: Path) -> None:
     steps = [report(step) for step in (1, 2, 30, 99, 100)]
     assert [row["step"] for row in records(tmp_path, *steps, every=30)] == [1, 30, 100]

@@ -163,12 +163,15 @@ def test_a_stopped_run_saves_and_the_same_command_finishes_it(tmp_path: Path) ->
 def test_a_failure_is_told_with_the_place_of_its_traceback(tmp_path: Path) -> None:
     """Square brackets in a message or path are text, not markup."""
     tiny_prepared(tmp_path / "data")
-    process = start(tmp_path, "output=run[/b]", "optimizer.learning_rate=1e30", nproc=1)
+    diverges = ("optimizer.learning_rate=1e30", "guard.skipped_in_a_row=3")
+    process = start(tmp_path, "output=run[/b]", *diverges, nproc=1)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 1, printed
     log = "run[/b]/logs/rank-0.log"
     (told,) = (line for line in printed.splitlines() if line.startswith("rank 0: "))
-    assert re.match(r"rank 0: TrainingDivergedError: step 8: \d steps in a row without a usable update", told)
-    assert "last good checkpoint: none yet" in told
+    assert re.match(
+        r"rank 0: TrainingDivergedError: step \d+: \d+ steps in a row without a usable update", told
+    )
+    assert "last good checkpoint: " in told
     assert told.endswith(f"the traceback is in {log}")
     assert "Traceback (most recent call last)" in (tmp_path / log).read_text()
