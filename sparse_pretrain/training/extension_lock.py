@@ -12,8 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-# No extension that we load takes longer to compile: an older lock has no owner any more.
-STALE_SECONDS = 60.0
+# No extension that we load takes longer to compile (20 s; minutes on a machine with other work): an older lock
+# has no owner any more. Deleting a living build's lock would be worse than waiting.
+STALE_SECONDS = 600.0
 POLL_SECONDS = 0.2
 
 

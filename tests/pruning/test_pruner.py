@@ -186,7 +186,7 @@ def masks_after(
 
 
 @pytest.mark.parametrize(("structure", "allocation"), COMBINATIONS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(st.integers(0, 999), st.booleans(), st.booleans(), st.booleans())
 def test_the_masks_do_not_depend_on_the_number_of_ranks(
     structure: dict[str, Any], allocation: dict[str, Any], seed: int, ties: bool, each: bool, regrowth: bool
@@ -206,7 +206,7 @@ def test_the_masks_do_not_depend_on_the_number_of_ranks(
 
 
 @pytest.mark.parametrize(("structure", "allocation"), COMBINATIONS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(st.integers(0, 999), st.booleans())
 def test_one_rank_equals_sorting_all_groups(
     structure: dict[str, Any], allocation: dict[str, Any], seed: int, ties: bool

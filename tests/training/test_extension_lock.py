@@ -19,7 +19,7 @@ def lock_in(folder: Path, age: float) -> Path:
 
 
 def test_an_old_lock_is_removed(tmp_path: Path) -> None:
-    lock = lock_in(tmp_path, age=61)
+    lock = lock_in(tmp_path, age=601)
     clear_stale_locks(tmp_path)
     assert not lock.exists()
 

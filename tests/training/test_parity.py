@@ -210,23 +210,20 @@ def test_two_ranks_match_plain_torch_at_every_stage(recipe: TrainRecipe) -> None
             check_same(found, expected)
 
 
-def test_without_regrowth_matches_plain_torch(recipe: TrainRecipe) -> None:
-    """Masters and moments of pruned weights become zero at every update, at every stage."""
-    recipes = [with_stage(recipe, stage, pruning=PRUNING | {"regrowth": False}) for stage in (1, 2, 3)]
-    expected = reference(recipe, hard=True)
-    for result in run_distributed(train_recipes, 2, recipes):
-        for found in result:
-            check_same(found, expected)
+def test_movement_and_hard_pruning_match_plain_torch_at_every_stage(recipe: TrainRecipe) -> None:
+    """Movement with one global threshold: scores see the gradients of pruned weights, clipping and Adam do not.
 
-
-def test_movement_with_one_global_threshold_matches_plain_torch(recipe: TrainRecipe) -> None:
-    """Scores see the gradients of pruned weights; clipping and Adam do not."""
-    changes = {"scorer": {"kind": "movement"}, "allocation": {"kind": "global"}}
-    recipes = [with_stage(recipe, stage, pruning=PRUNING | changes) for stage in (1, 2, 3)]
-    expected = reference(recipe, movement=True)
+    Without regrowth: masters and moments of pruned weights become zero at every update.
+    """
+    movement = PRUNING | {"scorer": {"kind": "movement"}, "allocation": {"kind": "global"}}
+    hard = PRUNING | {"regrowth": False}
+    recipes = [
+        with_stage(recipe, stage, pruning=pruning) for stage in (1, 2, 3) for pruning in (movement, hard)
+    ]
+    expected = [reference(recipe, movement=True), reference(recipe, hard=True)] * 3
     for result in run_distributed(train_recipes, 2, recipes):
-        for found in result:
-            check_same(found, expected)
+        for found, wanted in zip(result, expected, strict=True):
+            check_same(found, wanted)
 
 
 @pytest.mark.slow
