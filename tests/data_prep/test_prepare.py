@@ -273,7 +273,7 @@ def test_the_console_hears_of_every_source_and_split(preparation: Preparation) -
     [
         ("sources=null", "sources"),
         ("sources.dump.kind=epub", "'wikipedia_dump', 'books', 'paragraphs_json', 'dataset'"),
-        ("sources.dump.pth=x", "sources.dump.wikipedia_dump.pth: unknown key"),
+        ("sources.dump.pth=x", "sources.dump.pth: unknown key"),
         ("validation_fraction=1.5", "validation_fraction = 1.5: should be less than 1"),
         ("sequence_length=70000", "sequence_length = 70000"),
         ("format=triples", "format"),
