@@ -94,40 +94,44 @@ class Contest:
         return segments
 
     def _segments_in_shards(self, score: Score, masks: MaskSet, regrowth: bool) -> list[Segment]:
-        segments, protected = [], self._protected(score, masks, regrowth)
-        for index, unit in enumerate(self._units):
-            part = self._weights.part(unit.members[0])
-            if part is not None:
-                groups = GroupScores(single_scores(part, score, masks, regrowth), 1, protected.get(index))
-                segments.append(Segment(index, part.start, self._scope_of[index], groups))
-        return segments
+        parts = {index: self._weights.part(unit.members[0]) for index, unit in enumerate(self._units)}
+        held = {index: part for index, part in parts.items() if part is not None}
+        scores = {index: single_scores(part, score, masks, regrowth) for index, part in held.items()}
+        protected = self._protected(scores, held)
+        return [
+            Segment(
+                index, part.start, self._scope_of[index], GroupScores(scores[index], 1, protected.get(index))
+            )
+            for index, part in held.items()
+        ]
 
-    def _protected(self, score: Score, masks: MaskSet, regrowth: bool) -> dict[int, Tensor]:
+    def _protected(self, scores: Mapping[int, Tensor], held: Mapping[int, Part]) -> dict[int, Tensor]:
         """Return which weights of this rank's parts the structure protects, by unit (collective)."""
         if not self._structure.protects:
             return {}
         pieces = []
         for index, unit in enumerate(self._units):
-            whole = self._collect(index, unit.members[0], score, masks, regrowth)
+            whole = self._collect(index, unit.members[0], scores.get(index))
             if whole is not None:
                 groups = self._structure.pool(unit, lambda _, whole=whole: whole)  # type: ignore[misc]
                 if groups.protected is not None:
                     pieces.append(Piece(index, 0, groups.protected))
         shapes = [self.shapes[unit.members[0]] for unit in self._units]
-        found: dict[int, Tensor] = {}
         everywhere = exchange(pieces, shapes, self._weights.ranks, self._weights.device)
-        for index, protected in enumerate(everywhere):
-            part = self._weights.part(self._units[index].members[0])
-            if part is not None:
-                found[index] = protected.view(-1)[part.start : part.start + part.master.numel()].clone()
-        return found
+        return {
+            index: protected.view(-1)[held[index].start :][: held[index].master.numel()].clone()
+            for index, protected in enumerate(everywhere)
+            if index in held
+        }
 
     def _pooled(self, index: int, score: Score, masks: MaskSet, regrowth: bool) -> GroupScores | None:
         """Bring a unit's scores to its owner and pool them there; None on the other ranks."""
         unit = self._units[index]
 
         def whole(name: str) -> Tensor:
-            scores = self._collect(index, name, score, masks, regrowth=True)
+            part = self._weights.part(name)
+            mine = None if part is None else single_scores(part, score, masks, regrowth=True)
+            scores = self._collect(index, name, mine)
             return torch.empty(0) if scores is None else scores
 
         if self._weights.ranks.rank != self._owners[index]:
@@ -140,13 +144,10 @@ class Contest:
         kept = self._structure.pool(unit, lambda name: masks[name].float()).scores
         return replace(groups, scores=groups.scores.masked_fill(kept == 0, -torch.inf))
 
-    def _collect(self, index: int, name: str, score: Score, masks: MaskSet, regrowth: bool) -> Tensor | None:
+    def _collect(self, index: int, name: str, scores: Tensor | None) -> Tensor | None:
         """Return a weight's whole scores on its unit's owner, None elsewhere (collective)."""
-        part = self._weights.part(name)
-        scores = None if part is None else single_scores(part, score, masks, regrowth)
-        return collect(
-            scores, self.shapes[name], name, self._extents, self._owners[index], self._weights.ranks
-        )
+        owner = self._owners[index]
+        return collect(scores, self.shapes[name], name, self._extents, owner, self._weights.ranks)
 
     @property
     def _extents(self) -> Extents:
