@@ -38,6 +38,10 @@ OverridesArgument = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer evaluates the annotation
     typer.Argument(help="key=value settings on top of the recipe, for example `seed=7 engine.stage=3`"),
 ]
+AllowChangeOption = Annotated[
+    bool,
+    typer.Option("--allow-change", help="continue a run although its recipe now trains something else"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
 
 
@@ -96,6 +100,7 @@ def train(
         bool, typer.Option("--dry-run", help="print the resolved recipe and what it needs, then exit")
     ] = False,
     ranks: Annotated[int, typer.Option(help="number of ranks that --dry-run plans for", min=1)] = 1,
+    allow_change: AllowChangeOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train: teacher preparation or student pruning, whichever the recipe describes.
@@ -114,7 +119,7 @@ def train(
         return
     from sparse_pretrain.training.run import train as run_training
 
-    raise typer.Exit(run_training(settings))
+    raise typer.Exit(run_training(settings, allow_change))
 
 
 @app.command("teacher-logits")
@@ -152,6 +157,7 @@ def launch_local_command(
     nproc: Annotated[
         int, typer.Option(help="ranks on this machine; 0: one per GPU, or one when there is none", min=0)
     ] = 0,
+    allow_change: AllowChangeOption = False,
 ) -> None:
     """Start `train` on several ranks of this machine.
 
@@ -162,7 +168,7 @@ def launch_local_command(
     from sparse_pretrain.config.recipe import TrainRecipe
 
     settings = load_recipe(recipe, overrides or [], TrainRecipe)
-    command = ["train", recipe, *(overrides or [])]
+    command = ["train", recipe, *(overrides or []), *(["--allow-change"] if allow_change else [])]
     raise typer.Exit(launch_local(command, nproc or max(1, len(find_machine().gpus)), settings.output))
 
 
@@ -173,8 +179,9 @@ def release(
     overwrite: Annotated[bool, typer.Option(help="replace an existing folder")] = False,
 ) -> None:
     """Write a Hugging Face folder: weights with exact zeros, masks, tokenizer, model card."""
+    from sparse_pretrain.checkpoint.layout import resolve_checkpoint
     from sparse_pretrain.checkpoint.release import release as write_release
-    from sparse_pretrain.checkpoint.store import read_checkpoint, resolve_checkpoint
+    from sparse_pretrain.checkpoint.store import read_checkpoint
 
     write_release(read_checkpoint(resolve_checkpoint(checkpoint)), out, Console(), overwrite=overwrite)
 

@@ -16,7 +16,8 @@ from sparse_pretrain.checkpoint.folder import (
     read_config,
     read_folder,
 )
-from sparse_pretrain.checkpoint.store import CHECKPOINTS, is_checkpoint, read_checkpoint, resolve_checkpoint
+from sparse_pretrain.checkpoint.layout import CHECKPOINTS, is_checkpoint, resolve_checkpoint
+from sparse_pretrain.checkpoint.store import read_checkpoint
 from sparse_pretrain.files import sha256_file
 from sparse_pretrain.pruning.masks import MaskSet
 

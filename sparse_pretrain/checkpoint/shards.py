@@ -1,83 +1,145 @@
 """Weights and moments as flat fragments, a safetensors file a rank, readable by any number of ranks.
 
-A tensor `master/NAME` (or `exp_avg/NAME`, `exp_avg_sq/NAME`) of a rank's file holds elements
+A tensor `master/NAME` (or `exp_avg/NAME`, `exp_avg_sq/NAME`, …) of a rank's file holds elements
 [start, start + length) of the flattened parameter NAME; starts and shapes are in the file's metadata.
 Reading an arbitrary range means reading the overlapping fragments, so nothing ties a checkpoint to the
 number of ranks, the ZeRO stage or the precision it was saved with.
+
+A fragment with many zeros may be stored without them (`checkpoint.zeros`): then `KIND/NAME` holds the other
+values, `nonzero/KIND/NAME` one bit for each value, and its length is in the metadata, too.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from sparse_pretrain.checkpoint.integrity import FileFacts
+from sparse_pretrain.checkpoint.tensor_file import write_tensors
+from sparse_pretrain.checkpoint.zeros import drop_zeros, is_worth_it, restore_zeros
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.files import fsync_file
 
 MASTER = "master"
-FORMAT = "weight-fragments-1"
+FORMAT = "weight-fragments-2"
+NONZERO = "nonzero/"
+EXTRA = "extra/"
+
+
+class Piece(NamedTuple):
+    """Elements [start, start + len(values)) of a flattened parameter, or of a moment of it.
+
+    Attributes:
+        kind: `MASTER`, an optimizer moment's name, or a scorer's.
+        name: the parameter's.
+        start: index of the first element.
+        values: flat.
+    """
+
+    kind: str
+    name: str
+    start: int
+    values: Tensor
 
 
 def write_rank(
     path: Path,
-    pieces: Iterator[tuple[str, str, int, Tensor]],
+    pieces: Iterable[Piece],
     shapes: Mapping[str, torch.Size],
     extra: Mapping[str, Tensor],
-) -> None:
+    origin: str = "",
+    without_zeros: bool = False,
+) -> FileFacts:
     """Write one rank's file and force it to the disk.
 
     Args:
         path: where.
-        pieces: (kind, parameter name, start, flat tensor).
+        pieces: on the CPU; they are not copied.
         shapes: whole shapes of all parameters.
         extra: other tensors of this rank (random-number states), stored under `extra/`.
+        origin: what all files of one checkpoint have in common, such as run and step; a reader refuses a mixture.
+        without_zeros: leave zeros out where that is worth it.
+
+    Returns:
+        Its size and SHA-256.
+
+    Raises:
+        OSError: the disk refused.
     """
     tensors: dict[str, Tensor] = {}
     starts: dict[str, int] = {}
-    for kind, name, start, tensor in pieces:
-        tensors[f"{kind}/{name}"] = tensor.detach().cpu().contiguous().clone()
-        starts[f"{kind}/{name}"] = start
-    tensors.update({f"extra/{name}": tensor.cpu() for name, tensor in extra.items()})
+    lengths: dict[str, int] = {}
+    for kind, name, start, values in pieces:
+        key = f"{kind}/{name}"
+        starts[key] = start
+        if without_zeros and is_worth_it(values):
+            lengths[key] = values.numel()
+            tensors[NONZERO + key], tensors[key] = drop_zeros(values)
+        else:
+            tensors[key] = values.detach().contiguous()
+    tensors.update({EXTRA + name: tensor.cpu().contiguous() for name, tensor in extra.items()})
     metadata = {
         "format": FORMAT,
+        "origin": origin,
         "starts": json.dumps(starts),
+        "lengths": json.dumps(lengths),
         "shapes": json.dumps({name: list(shape) for name, shape in shapes.items()}),
     }
-    save_file(tensors, path, metadata=metadata)
-    fsync_file(path)
+    return write_tensors(path, tensors, metadata)
+
+
+class _Stored(NamedTuple):
+    """Where a fragment lies."""
+
+    start: int
+    length: int
+    file: int
+    without_zeros: bool
 
 
 class FragmentReader:
     """Random access to the parameters that the ranks of a checkpoint wrote together."""
 
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(self, files: Iterable[Path]) -> None:
         """Open all files (memory-mapped; nothing is read yet).
 
         Raises:
-            UserError: a file is not one of ours.
+            UserError: a file is not one of ours, or of another checkpoint than the others.
         """
         self.shapes: dict[str, torch.Size] = {}
-        self._pieces: dict[str, list[tuple[int, int, int]]] = {}
+        self._pieces: dict[str, list[_Stored]] = {}
         self._files: list[Any] = []
+        origin: str | None = None
         for path in files:
             try:
                 file = safe_open(os.fspath(path), framework="pt").__enter__()
                 metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise ValueError(f"its format is {metadata.get('format')}, this program reads {FORMAT}")
                 starts: dict[str, int] = json.loads(metadata["starts"])
+                lengths: dict[str, int] = json.loads(metadata["lengths"])
                 shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
             except (SafetensorError, KeyError, ValueError, OSError) as error:
                 raise UserError(f"{path}: not a shard of a checkpoint ({error})") from None
+            if origin not in (None, metadata["origin"]):
+                raise UserError(
+                    f"{path}: belongs to {metadata['origin']}, the shards before it to {origin}; they cannot be mixed"
+                )
+            origin = metadata["origin"]
             self.shapes.update({name: torch.Size(shape) for name, shape in shapes.items()})
             for key, start in starts.items():
-                length = file.get_slice(key).get_shape()[0]
-                self._pieces.setdefault(key, []).append((start, length, len(self._files)))
+                length = lengths[key] if key in lengths else file.get_slice(key).get_shape()[0]
+                stored = _Stored(start, length, len(self._files), key in lengths)
+                self._pieces.setdefault(key, []).append(stored)
             self._files.append(file)
+
+    def kinds(self, name: str) -> list[str]:
+        """Return the kinds of fragments that there are of a parameter, sorted."""
+        return sorted(key.removesuffix(f"/{name}") for key in self._pieces if key.endswith(f"/{name}"))
 
     def has(self, kind: str, name: str) -> bool:
         """Say whether any rank wrote fragments of this kind for a parameter."""
@@ -92,17 +154,23 @@ class FragmentReader:
         key = f"{kind}/{name}"
         result = torch.empty(length, dtype=torch.float32)
         found = 0
-        for piece_start, piece_length, number in self._pieces.get(key, []):
-            first, last = max(start, piece_start), min(start + length, piece_start + piece_length)
+        for piece in self._pieces.get(key, []):
+            first, last = max(start, piece.start), min(start + length, piece.start + piece.length)
             if first < last:
-                part = self._files[number].get_slice(key)[first - piece_start : last - piece_start]
-                result[first - start : last - start] = part
+                values = self._part(key, piece, first - piece.start, last - first)
+                result[first - start : last - start] = values
                 found += last - first
         if found != length:
             raise UserError(
                 f"checkpoint: {key}: {found} of {length} values from {start} on; a shard is missing"
             )
         return result
+
+    def _part(self, key: str, piece: _Stored, first: int, length: int) -> Tensor:
+        file = self._files[piece.file]
+        if piece.without_zeros:
+            return restore_zeros(file.get_tensor(NONZERO + key), file.get_tensor(key), first, length)
+        return file.get_slice(key)[first : first + length]  # type: ignore[no-any-return]
 
     def whole(self, kind: str, name: str) -> Tensor:
         """Return a whole parameter in its own shape, fp32."""
@@ -113,7 +181,7 @@ class FragmentReader:
         """Return rank `rank`'s other tensors."""
         file = self._files[rank]
         return {
-            key.removeprefix("extra/"): file.get_tensor(key)
+            key.removeprefix(EXTRA): file.get_tensor(key)
             for key in file.keys()  # noqa: SIM118 - not a mapping
-            if key.startswith("extra/")
+            if key.startswith(EXTRA)
         }

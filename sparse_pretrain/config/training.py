@@ -59,12 +59,30 @@ class EngineSection(Section):
     )
 
 
+class KeepSection(Section):
+    """Which checkpoints stay."""
+
+    last: int = Field(2, ge=1, description="newest ones; older ones are deleted after a new one is complete")
+    every: int | None = Field(None, ge=1, description="keep those at multiples of so many steps for ever")
+
+
 class CheckpointSection(Section):
     """When to save and what to keep."""
 
     every: int = Field(1000, ge=1, description="steps between checkpoints; one is always saved at the end")
-    keep_last: int = Field(2, ge=1, description="older checkpoints are deleted after a new one is complete")
-    resume: bool = Field(True, description="continue from the newest complete checkpoint in the run folder")
+    keep: KeepSection = KeepSection()
+    resume: bool = Field(True, description="continue from the newest whole checkpoint in the run folder")
+    asynchronous: bool = Field(
+        True, description="write while training goes on; takes host memory for a copy of each rank's shards"
+    )
+    compression: Literal["none", "zeros"] = Field(
+        "zeros", description="zeros: leave zeros out, exactly; what is pruned behind the freeze takes no room"
+    )
+    walltime_margin: float = Field(
+        60.0,
+        ge=0,
+        description="seconds before the end of a SLURM allocation by which the run has saved and left",
+    )
 
 
 class GuardSection(Section):

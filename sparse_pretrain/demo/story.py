@@ -16,8 +16,9 @@ from rich.rule import Rule
 from data_prep.prepare import prepare
 from data_prep.recipe import PrepareRecipe
 from launcher.local import launch_local
+from sparse_pretrain.checkpoint.layout import resolve_checkpoint
 from sparse_pretrain.checkpoint.release import release
-from sparse_pretrain.checkpoint.store import read_checkpoint, resolve_checkpoint
+from sparse_pretrain.checkpoint.store import read_checkpoint
 from sparse_pretrain.config.load import load_recipe
 from sparse_pretrain.data.manifest import read_manifest
 from sparse_pretrain.demo.assets import cache_folder, fetch

@@ -126,6 +126,17 @@ class MaskSet(Mapping[str, Tensor]):
             digest.update((stored if self.packed else pack_bits(stored)).cpu().numpy().tobytes())
         return digest.hexdigest()
 
+    def packed_copy(self) -> "MaskSet":
+        """Return a copy on the CPU at one bit a weight, which later updates do not change."""
+        copy = MaskSet({}, packed=True)
+        copy.shapes = dict(self.shapes)
+        copy._kept = dict(self._kept)
+        copy._stored = {
+            name: stored.cpu().clone() if self.packed else pack_bits(stored).cpu()
+            for name, stored in self._stored.items()
+        }
+        return copy
+
     @property
     def memory(self) -> int:
         """Bytes that the masks take on the device."""

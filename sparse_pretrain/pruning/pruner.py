@@ -22,7 +22,7 @@ from sparse_pretrain.pruning.scorer import Scorer
 from sparse_pretrain.pruning.selection import ScoreIsNaNError
 from sparse_pretrain.pruning.structure import Structure
 from sparse_pretrain.pruning.update import LayerUpdate, MaskUpdate
-from sparse_pretrain.pruning.verify import check_finite, same_everywhere, verify
+from sparse_pretrain.pruning.verify import check_finite, find_fault, same_everywhere
 from sparse_pretrain.pruning.weights import WeightAccess
 
 
@@ -118,13 +118,9 @@ class Pruner:
         """Say whether masks are recomputed after `step` steps."""
         return not self.frozen and is_update_step(step, self.schedule)
 
-    def verify(self) -> None:
-        """Prove that weights obey the masks (collective).
-
-        Raises:
-            BrokenWeightsError: naming the layer.
-        """
-        verify(self.masks, self._weights, self.frozen)
+    def find_fault(self) -> str | None:
+        """Return the first layer of which this rank holds weights that do not obey their mask, or None."""
+        return find_fault(self.masks, self._weights, self.frozen)
 
     # --- one update -----------------------------------------------------------------------------
 
@@ -170,7 +166,6 @@ class Pruner:
         return {
             "frozen": self.frozen,
             "zeroed": self._zeroed,
-            "masks": self.masks.digest(),
             "scorer": {"name": type(self.scorer).__name__, **self.scorer.state_dict()},
         }
 
@@ -178,14 +173,13 @@ class Pruner:
         """Take over saved masks and go on with the schedule where it stood.
 
         Raises:
-            ValueError: the masks are not the ones that were saved with this state, or do not fit; or another
-                scorer made them.
+            ValueError: the masks are of other weights, or another scorer made them.
         """
         scorer = type(self.scorer).__name__
         if state["scorer"]["name"] != scorer and not state["frozen"]:
             raise ValueError(f"it was saved with scorer {state['scorer']['name']}, the recipe has {scorer}")
-        if masks.digest() != state["masks"] or set(masks) != set(self.masks):
-            raise ValueError("the saved masks do not belong to this state or this model")
+        if masks.shapes != self.masks.shapes:
+            raise ValueError("the saved masks are not of the weights that this recipe prunes")
         for name, mask in masks.items():
             self.masks.replace(name, mask.to(self._weights.device))
         self.sparsity = self.masks.total_sparsity()

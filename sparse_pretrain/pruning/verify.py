@@ -12,35 +12,39 @@ class BrokenWeightsError(RuntimeError):
     """A weight is not what its mask says, or not a number; the message names the layer."""
 
 
-def verify(masks: MaskSet, weights: WeightAccess, frozen: bool) -> None:
-    """Check every prunable weight against its mask (collective; each rank checks what it holds).
+def find_fault(masks: MaskSet, weights: WeightAccess, frozen: bool) -> str | None:
+    """Check every prunable weight that this rank holds against its mask; not collective.
 
     The copy that forward uses must be zero wherever the mask prunes; behind the freeze the fp32 master
-    must be, too. All ranks must hold the same masks.
+    must be, too.
 
-    Raises:
-        BrokenWeightsError: on every rank, with the first layer that fails and how.
+    Returns:
+        The first layer that fails and how, or None.
     """
-    faults = torch.zeros(len(masks), 2, dtype=torch.int64, device=weights.device)
-    for row, name in enumerate(masks):
+    for name in masks:
         start, working = weights.working(name)
         if working.numel():
             pruned = ~masks.part(name, start, working.numel())
-            faults[row, 0] = torch.count_nonzero(working[pruned])
+            if count := int(torch.count_nonzero(working[pruned])):
+                return (
+                    f"{name}: {count:,} weights outside the mask are not zero in the copy that forward uses"
+                )
         part = weights.part(name)
         if frozen and part is not None:
             pruned = ~masks.part(name, part.start, part.master.numel())
-            faults[row, 1] = torch.count_nonzero(part.master[pruned])
-    kinds = (
-        "weights outside the mask are not zero in the copies that forward uses (over all ranks)",
-        "weights outside the frozen mask are not zero in the fp32 master",
-    )
-    for name, counts in zip(masks, weights.ranks.sum(faults).tolist(), strict=True):
-        for count, kind in zip(counts, kinds, strict=True):
-            if count:
-                raise BrokenWeightsError(f"{name}: {count:,} {kind}")
-    if not same_everywhere(masks, weights):
-        raise BrokenWeightsError("ranks hold different masks")
+            if count := int(torch.count_nonzero(part.master[pruned])):
+                return f"{name}: {count:,} weights outside the frozen mask are not zero in the fp32 master"
+    return None
+
+
+def find_not_finite(names: Iterable[str], weights: WeightAccess) -> str | None:
+    """Return the first of these parameters whose fp32 master has a NaN or infinity on this rank, or None."""
+    for name in names:
+        part = weights.part(name)
+        if part is not None and not bool(torch.isfinite(part.master).all()):
+            count = int(torch.count_nonzero(~torch.isfinite(part.master)))
+            return f"{name}: {count:,} weights are NaN or infinite"
+    return None
 
 
 def check_finite(names: Iterable[str], weights: WeightAccess) -> None:

@@ -70,7 +70,7 @@ def recipe_of(cell: Cell, steps: int, paths: dict[str, str]) -> dict[str, Any]:
         "batch": {"global_size": 8, "micro_size": 8},
         "optimizer": {"learning_rate": 5e-4},
         "learning_rate": {"kind": "linear", "warmup": 0.05},
-        "checkpoint": {"every": steps, "keep_last": 1},
+        "checkpoint": {"every": steps, "keep": {"last": 1}},
         "evaluation": {"every": steps, "rows": 256},
         "logging": {"every": 10, "histograms_every": 0},
     }

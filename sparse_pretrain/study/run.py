@@ -14,7 +14,7 @@ from rich.rule import Rule
 
 from data_prep.prepare import prepare
 from data_prep.recipe import PrepareRecipe
-from sparse_pretrain.checkpoint.store import CHECKPOINTS
+from sparse_pretrain.checkpoint.layout import CHECKPOINTS
 from sparse_pretrain.config.load import load_recipe
 from sparse_pretrain.data.manifest import MANIFEST_FILE
 from sparse_pretrain.demo.assets import cache_folder, fetch

@@ -3,7 +3,6 @@
 import os
 import sys
 import time
-from pathlib import Path
 
 from rich.console import Console
 
@@ -11,7 +10,7 @@ from sparse_pretrain.pruning.masks import MaskSet
 from sparse_pretrain.pruning.update import MaskUpdate
 from sparse_pretrain.telemetry.bar import progress_bar
 from sparse_pretrain.telemetry.rank_log import RankLog
-from sparse_pretrain.training.callback import Callback, StepReport
+from sparse_pretrain.training.callback import Callback, CheckpointReport, StepReport
 
 # Where there is no terminal (a log, a pipe), progress is a line this often.
 LINE_SECONDS = 10.0
@@ -79,9 +78,13 @@ class ConsoleProgress(Callback):
         )
         self._console.print(f"{self._label} step {step}: held-out {shown}", soft_wrap=True)
 
-    def on_checkpoint(self, step: int, folder: Path) -> None:
-        """Say where the checkpoint is."""
-        self._console.print(f"{self._label} step {step}: saved {folder}", soft_wrap=True)
+    def on_checkpoint(self, report: CheckpointReport) -> None:
+        """Say where the checkpoint is, and what it cost."""
+        self._console.print(
+            f"{self._label} step {report.step}: saved {report.folder} ({report.bytes / 1e6:,.1f} MB in "
+            f"{report.seconds:.1f} s, training waited {report.waited:.2f} s)",
+            soft_wrap=True,
+        )
 
     def on_end(self) -> None:
         """Leave the finished bar on the screen."""

@@ -11,11 +11,11 @@ from sparse_pretrain.files import write_text
 from sparse_pretrain.pruning.masks import MaskSet
 from sparse_pretrain.pruning.update import MaskUpdate
 from sparse_pretrain.telemetry.mask_numbers import common_threshold, mean_dead_rows
-from sparse_pretrain.training.callback import Callback, StepReport, is_logged
+from sparse_pretrain.training.callback import Callback, CheckpointReport, StepReport, is_logged
 
 
 class MetricsLog(Callback):
-    """Appends rows of kind `train`, `masks` and `evaluation`.
+    """Appends rows of kind `train`, `masks`, `evaluation` and `checkpoint`.
 
     Numbers that a run does not have are left out; one that is NaN or infinite is written as null.
     """
@@ -57,6 +57,11 @@ class MetricsLog(Callback):
     def on_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Write the held-out numbers."""
         self._write("evaluation", step, dict(metrics))
+
+    def on_checkpoint(self, report: CheckpointReport) -> None:
+        """Write what a save cost."""
+        values = {"bytes": report.bytes, "seconds": report.seconds, "waited": report.waited}
+        self._write("checkpoint", report.step, values)
 
     def on_end(self) -> None:
         """Close the file."""

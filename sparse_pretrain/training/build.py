@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sparse_pretrain.checkpoint.store import CHECKPOINTS
+from sparse_pretrain.checkpoint.layout import CHECKPOINTS
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.batch import Batch
 from sparse_pretrain.data.loader import Slice, TrainingLoader, evaluation_batches
@@ -24,7 +24,7 @@ from sparse_pretrain.training.deepspeed_config import deepspeed_config
 from sparse_pretrain.training.engine import Engine, ShardedTeacher
 from sparse_pretrain.training.inputs import Inputs
 from sparse_pretrain.training.precision import DTYPES, Resolved
-from sparse_pretrain.training.snapshot import Snapshots
+from sparse_pretrain.training.saver import Saver
 from sparse_pretrain.training.teacher_inputs import student_section, teacher_identity, teacher_section
 from sparse_pretrain.training.trainer import Teacher, Trainer
 from sparse_pretrain.training.world import World
@@ -67,7 +67,7 @@ def build_pruner(recipe: TrainRecipe, inputs: Inputs, engine: Engine) -> Pruner 
 
 def build_trainer(
     recipe: TrainRecipe, inputs: Inputs, world: World, precision: Resolved, callbacks: Sequence[Callback]
-) -> tuple[Trainer, Snapshots]:
+) -> tuple[Trainer, Saver]:
     """Build everything a run needs, at step 0 (collective).
 
     Raises:
@@ -96,7 +96,12 @@ def build_trainer(
         )
 
     trainer = Trainer(recipe, world, engine, teachers, objective, loader, pruner, validation, callbacks)
-    snapshots = Snapshots(
-        recipe.output / CHECKPOINTS, teacher_identity(recipe), inputs.tokenizer, inputs.config
+    saver = Saver(
+        recipe.output / CHECKPOINTS,
+        recipe.checkpoint,
+        # Of a folder it is a hash of gigabytes: once is enough.
+        world.on_first(lambda: teacher_identity(recipe)),
+        inputs.tokenizer,
+        inputs.config,
     )
-    return trainer, snapshots
+    return trainer, saver

@@ -52,6 +52,25 @@ class StepReport:
     teacher_agreement: float | None = None
 
 
+@dataclass(frozen=True)
+class CheckpointReport:
+    """A committed checkpoint.
+
+    Attributes:
+        step: that it holds; training may be a few steps further.
+        folder: where it lies.
+        bytes: of all its files.
+        seconds: from the moment it was begun.
+        waited: seconds of those that training stood still.
+    """
+
+    step: int
+    folder: Path
+    bytes: int
+    seconds: float
+    waited: float
+
+
 def is_logged(step: int, every: int, last: int) -> bool:
     """Say whether a step's numbers are recorded: the first, the last, and every `every`-th step.
 
@@ -81,7 +100,7 @@ class Callback:
     def on_weight(self, step: int, name: str, weight: Tensor) -> None:
         """The whole fp32 master of one prunable weight, every `logging.histograms_every` steps."""
 
-    def on_checkpoint(self, step: int, folder: Path) -> None:
+    def on_checkpoint(self, report: CheckpointReport) -> None:
         """A checkpoint was committed."""
 
     def on_end(self) -> None:

@@ -9,7 +9,7 @@ ZeRO keeps three things apart for every parameter, and so do we:
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,7 +165,8 @@ class Engine:
     def working(self, name: str) -> tuple[int, Tensor]:
         """Return what this rank holds of the copy that forward uses: index of its first element, flat view."""
         parameter: Any = self.parameters[name]
-        if self.stage < 3 or is_whole(parameter):
+        # Not `is_whole`: a forward pass that runs meanwhile gathers and frees what is not persistent.
+        if self.stage < 3 or parameter.ds_persist:
             return 0, parameter.data.view(-1)
         fragment = self.fragment(name)
         return fragment.start, parameter.ds_tensor.data.view(-1)[: fragment.length]
@@ -255,15 +256,20 @@ class Engine:
                 **{key: torch.zeros_like(flat.data) for key in MOMENTS},
             }
 
-    def load_working_copy(self, name: str, whole: Tensor) -> None:
-        """Overwrite the copy that forward uses with a whole fp32 tensor, cast to its precision."""
+    def load_working_copy(self, name: str, read: Callable[[int, int], Tensor]) -> None:
+        """Overwrite what this rank holds of the copy that forward uses, cast to its precision.
+
+        Args:
+            name: the parameter.
+            read: returns fp32 elements [start, start + length) of it, given start and length.
+        """
         parameter = self.parameters[name]
         if self.stage == 3:
             fragment = self.fragment(name)
-            part = whole.reshape(-1)[fragment.start : fragment.start + fragment.length]
-            parameter.ds_tensor.data[: fragment.length].copy_(part)  # type: ignore[attr-defined]
+            shard = parameter.ds_tensor.data[: fragment.length]  # type: ignore[attr-defined]
+            shard.copy_(read(fragment.start, fragment.length))
         if self.stage < 3 or is_whole(parameter):
-            parameter.data.copy_(whole)
+            parameter.data.copy_(read(0, parameter.numel()).reshape(parameter.shape))
 
     def _restore_masters(self, originals: dict[str, Tensor]) -> None:
         # DeepSpeed casts the model first and copies the masters from the cast: in bf16 the low bits of
@@ -282,9 +288,10 @@ class Engine:
         }
 
     def load_loss_scale_state(self, state: dict[str, Any]) -> None:
-        """Continue with saved loss-scaler counters."""
-        for key, value in state.items():
-            setattr(self._zero.loss_scaler, key, value)
+        """Continue with saved loss-scaler counters; those of a run in another precision mean nothing here."""
+        if state.keys() == self.loss_scale_state().keys():
+            for key, value in state.items():
+                setattr(self._zero.loss_scaler, key, value)
 
 
 class ShardedTeacher:

@@ -1,23 +1,27 @@
 """`sparse-pretrain train`: one rank of a run, from recipe to exit code."""
 
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from rich.console import Console
 
-from sparse_pretrain.checkpoint.store import CHECKPOINTS, newest_checkpoint
+from sparse_pretrain.checkpoint.integrity import newest_whole
+from sparse_pretrain.checkpoint.layout import CHECKPOINTS, STATE, saved_steps, step_folder
+from sparse_pretrain.checkpoint.staging import finish_replacements
+from sparse_pretrain.config.changes import recipe_changes
 from sparse_pretrain.config.load import to_yaml
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.loader import Slice
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.files import write_json, write_text
+from sparse_pretrain.files import read_json, write_json, write_text
 from sparse_pretrain.telemetry.console import ConsoleProgress, redirect_output
 from sparse_pretrain.telemetry.metrics_log import MetricsLog
 from sparse_pretrain.telemetry.rank_log import RankLog
 from sparse_pretrain.telemetry.tensorboard import TensorBoardWriter
 from sparse_pretrain.training.callback import Callback
+from sparse_pretrain.training.deadline import Deadline, end_of_allocation
 from sparse_pretrain.training.deepspeed_config import deepspeed_config
 from sparse_pretrain.training.inputs import Inputs, open_inputs
 from sparse_pretrain.training.precision import Resolved, resolve_precision
@@ -27,16 +31,21 @@ from sparse_pretrain.training.stored_teacher import check_stored_samples
 from sparse_pretrain.training.world import World, join_world, rank_from_environment
 
 if TYPE_CHECKING:
-    from sparse_pretrain.training.snapshot import Snapshots
+    from sparse_pretrain.training.saver import Saver
     from sparse_pretrain.training.trainer import Trainer
 
 
-def train(recipe: TrainRecipe) -> int:
+def train(recipe: TrainRecipe, allow_change: bool = False) -> int:
     """Run one rank to the end of the recipe, or to a stop signal.
+
+    Args:
+        recipe: what to train.
+        allow_change: continue a run although its recipe was changed in a way that changes what is trained.
 
     Returns:
         0 when finished, `STOPPED_EXIT_CODE` when stopped early with a checkpoint saved, 2 when the
-        checkpoint to continue from does not fit, 1 on a failure (the traceback is in the rank's log).
+        checkpoint to continue from does not fit or a new one cannot be written (disk full), 1 on a failure
+        (the traceback is in the rank's log).
 
     Raises:
         UserError: something in the recipe or its files is wrong.
@@ -52,7 +61,7 @@ def train(recipe: TrainRecipe) -> int:
     console = redirect_output(log, speaks=rank == 0)
     try:
         try:
-            trainer, snapshots = _prepare(recipe, inputs, precision, join_world(), console)
+            trainer, saver = _prepare(recipe, inputs, precision, join_world(), console, allow_change)
         except UserError as error:
             # Every rank finds the same mistake; once is enough to read it.
             console.print(str(error), soft_wrap=True)
@@ -60,7 +69,10 @@ def train(recipe: TrainRecipe) -> int:
             return 2
         trainer.stop = stop
         # From here on there is work to lose: whatever fails is a failure, and its log stays.
-        return _run(trainer, snapshots, console)
+        return _run(trainer, saver, console)
+    except UserError as error:
+        console.print(str(error), soft_wrap=True)
+        return 2
     except Exception as error:
         traceback.print_exc()
         # Rank 0's console may be the one that stays silent: every rank says where to look.
@@ -88,11 +100,17 @@ def _label(recipe: TrainRecipe) -> str:
 
 
 def _prepare(
-    recipe: TrainRecipe, inputs: Inputs, precision: Resolved, world: World, console: Console
-) -> "tuple[Trainer, Snapshots]":
+    recipe: TrainRecipe,
+    inputs: Inputs,
+    precision: Resolved,
+    world: World,
+    console: Console,
+    allow_change: bool,
+) -> "tuple[Trainer, Saver]":
     """Build the run, bring it to where its newest checkpoint was saved, and write down what it is."""
     # DeepSpeed prints while it is imported: only now does that go to the log.
     from sparse_pretrain.training.build import build_trainer
+    from sparse_pretrain.training.restore import restore
 
     folder = recipe.output
     label = _label(recipe)
@@ -101,43 +119,59 @@ def _prepare(
         MetricsLog(folder / "metrics.jsonl", recipe.logging.every),
         TensorBoardWriter(folder / "tensorboard", recipe.logging.every),
     ]
-    trainer, snapshots = build_trainer(recipe, inputs, world, precision, callbacks)
-    checkpoint = world.broadcast(find_checkpoint(recipe, console) if world.is_first else None)
-    if isinstance(checkpoint, UserError):
-        raise checkpoint
+    checkpoint, broken = find_checkpoint(recipe, world, console)
     if checkpoint is not None:
-        snapshots.restore(trainer, checkpoint)
+        # Before minutes are spent on building what must not go on.
+        world.on_first(lambda: check_changes(checkpoint, recipe, allow_change, console))
+    trainer, saver = build_trainer(recipe, inputs, world, precision, callbacks)
+    saver.broken = broken
+    if checkpoint is not None:
+        restore(trainer, checkpoint, saver.teacher_identity)
         check_stored_samples(recipe, trainer.step, trainer.loader.samples_seen)
         console.print(f"{label}: continuing from {checkpoint}", soft_wrap=True)
+    if trainer.step < recipe.steps:
+        saver.take_over(world)
     if world.is_first:
-        say_changes(folder / "recipe.yaml", recipe, console)
+        end = end_of_allocation()
+        trainer.deadline = None if end is None else Deadline(end, recipe.checkpoint.walltime_margin)
         write_text(folder / "recipe.yaml", to_yaml(recipe))
         write_json(
             folder / "provenance.json",
             provenance(inputs.train.manifest.fingerprint, world.size, precision),
         )
-    return trainer, snapshots
+    return trainer, saver
 
 
-def _run(trainer: "Trainer", snapshots: "Snapshots", console: Console) -> int:
+def _run(trainer: "Trainer", saver: "Saver", console: Console) -> int:
     """Train to the end, or to a stop signal; return the exit code."""
     recipe, folder, label = trainer.recipe, trainer.recipe.output, _label(trainer.recipe)
     if trainer.step >= recipe.steps:
         console.print(f"{label}: already finished at step {trainer.step}: {folder}", soft_wrap=True)
         return 0
-    finished = trainer.run(snapshots.save)
+    try:
+        finished = trainer.run(saver)
+    finally:
+        saver.close()
+    if not finished:
+        # No pictures: whoever asked will not wait for long.
+        console.print(f"{label}: {describe_stop(trainer)}; run the same command to continue", soft_wrap=True)
+        return STOPPED_EXIT_CODE
     if trainer.world.is_first:
         draw(folder, console)
-    if not finished:
-        saved = "and saved"
-        if not trainer.guard.healthy:
-            saved = f"without saving, as updates were being skipped; the newest checkpoint is {trainer.last_checkpoint}"
-        console.print(
-            f"{label}: stopped at step {trainer.step} {saved}; run the same command to continue",
-            soft_wrap=True,
-        )
-        return STOPPED_EXIT_CODE
     return 0
+
+
+def describe_stop(trainer: "Trainer") -> str:
+    """Say where a run stopped, why as far as this rank knows, and which checkpoint it leaves."""
+    stop = trainer.stop
+    why = f" ({stop.reason}, {time.monotonic() - stop.since:.1f} s ago)" if stop.raised else ""
+    newest = trainer.last_checkpoint
+    saved = "and saved"
+    if not trainer.guard.healthy:
+        saved = f"without saving, as updates were being skipped; the newest checkpoint is {newest}"
+    elif newest is not None and newest.name != step_folder(newest.parent, trainer.step).name:
+        saved = f"in haste; the newest checkpoint is {newest}"
+    return f"stopped at step {trainer.step} {saved}{why}"
 
 
 def draw(folder: Path, console: Console) -> None:
@@ -152,33 +186,39 @@ def draw(folder: Path, console: Console) -> None:
         console.print(f"{folder / 'plots'}: not drawn ({type(error).__name__}: {shown})", soft_wrap=True)
 
 
-def find_checkpoint(recipe: TrainRecipe, console: Console) -> Path | UserError | None:
-    """Return the checkpoint to continue from; an error is returned so that every rank can raise it."""
+def find_checkpoint(
+    recipe: TrainRecipe, world: World, console: Console
+) -> tuple[Path | None, dict[int, str]]:
+    """Return the checkpoint to continue from, and what is wrong with newer ones by step (collective).
+
+    Raises:
+        UserError: none of the checkpoints is whole, or the run shall not resume and there are some.
+    """
     checkpoints = recipe.output / CHECKPOINTS
     if not recipe.checkpoint.resume:
-        return None
-    try:
-        return newest_checkpoint(checkpoints, lambda text: console.print(text, soft_wrap=True))
-    except UserError as error:
-        return error
+        if world.on_first(lambda: saved_steps(checkpoints)):
+            raise UserError(
+                f"checkpoint.resume = false: {checkpoints} holds checkpoints, and two runs in one folder would mix; "
+                "choose another output"
+            )
+        return None, {}
+    world.on_first(lambda: finish_replacements(checkpoints))
+    return newest_whole(checkpoints, world, lambda text: console.print(text, soft_wrap=True))
 
 
-def say_changes(path: Path, recipe: TrainRecipe, console: Console) -> None:
-    """Show which keys differ from the recipe that the run was started with."""
-    if not path.is_file():
-        return
-    before = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
-    after = flatten(recipe.model_dump(mode="json"))
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key):
-            console.print(f"recipe changed: {key}: {before.get(key)} -> {after.get(key)}", soft_wrap=True)
+def check_changes(checkpoint: Path, recipe: TrainRecipe, allowed: bool, console: Console) -> None:
+    """Show which settings differ from those that a checkpoint was saved with; refuse some.
 
-
-def flatten(values: object, prefix: str = "") -> dict[str, object]:
-    """Return nested mappings as `{"a.b": value}`."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
+    Raises:
+        UserError: a change that changes what is trained, and it is not `allowed`.
+    """
+    state = read_json(checkpoint / STATE)
+    changes = recipe_changes(state["recipe"], recipe.model_dump(mode="json"))
+    for change in changes:
+        console.print(f"recipe changed since step {state['step']}: {change}", soft_wrap=True)
+    breaking = [change.key for change in changes if change.breaks]
+    if breaking and not allowed:
+        raise UserError(
+            f"{checkpoint}: trained with another {', '.join(breaking)}; --allow-change goes on nevertheless, another "
+            "output starts afresh"
+        )

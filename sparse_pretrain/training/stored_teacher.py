@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sparse_pretrain.checkpoint.store import CHECKPOINTS, saved_steps
+from sparse_pretrain.checkpoint.layout import CHECKPOINTS, saved_steps
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.distillation.shard_check import shard_problem
 from sparse_pretrain.distillation.stored_logits import LogitsManifest, read_logits_manifest, shard_path

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from sparse_pretrain.distillation.objective import Answer, GlobalLosses, Losses,
 from sparse_pretrain.distillation.temperature import temperature_at
 from sparse_pretrain.pruning.pruner import Pruner
 from sparse_pretrain.pruning.update import MaskUpdate
-from sparse_pretrain.training.callback import Callback, StepReport, is_logged
+from sparse_pretrain.training.callback import Callback, CheckpointReport, StepReport, is_logged
+from sparse_pretrain.training.deadline import Deadline
 from sparse_pretrain.training.engine import Engine
 from sparse_pretrain.training.evaluation import evaluate
 from sparse_pretrain.training.guard import Guard
@@ -32,11 +33,56 @@ class Teacher(Protocol):
         ...
 
 
+class Saver(Protocol):
+    """Saves a run together with all ranks; what may take long happens beside the training."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether a save is under way."""
+        ...
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank has done its share of the save that is under way."""
+        ...
+
+    @property
+    def longest_seconds(self) -> float:
+        """What the longest save has taken so far."""
+        ...
+
+    def begin(self, trainer: "Trainer") -> None:
+        """Save the trainer's present step; one that is still under way is committed first (collective)."""
+        ...
+
+    def wait_until_copied(self) -> None:
+        """Return when weights may change."""
+        ...
+
+    def commit(self, trainer: "Trainer") -> None:
+        """Wait for the save that is under way, if there is one, and make it a checkpoint (collective)."""
+        ...
+
+
+class Agreed(NamedTuple):
+    """What the ranks agree on after each step; numbers of ranks.
+
+    Attributes:
+        stop: were asked to stop.
+        hurry: were asked again.
+        written: have done their share of the save that is under way.
+    """
+
+    stop: float
+    hurry: float
+    written: float
+
+
 class Trainer:
     """Steps, and what happens between them: mask updates, evaluation, checkpoints, telemetry.
 
-    Everything with memory is restored from outside (see `training.snapshot`); the trainer itself only
-    counts steps.
+    Everything with memory is saved and restored from outside (`training.saver`, `training.restore`); the
+    trainer itself only counts steps.
     """
 
     def __init__(
@@ -60,51 +106,66 @@ class Trainer:
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.stop = StopFlag()
+        self.deadline: Deadline | None = None
+        self.saver: Saver | None = None
         self.guard = Guard(recipe.guard.skipped_in_a_row)
         self.last_checkpoint: Path | None = None
+        self._longest_step = 0.0
         self._objective = objective
         self._validation = validation
         self._callbacks = callbacks if world.is_first else ()
 
-    def run(self, save: Callable[["Trainer"], None]) -> bool:
-        """Train until the recipe's last step, or until a signal asks to stop.
+    def run(self, saver: Saver) -> bool:
+        """Train until the recipe's last step, until a signal asks to stop, or until the walltime is up.
 
         Args:
-            save: writes a checkpoint together with all ranks.
+            saver: of the checkpoints.
 
         Returns:
             True when the run is finished, False when it stopped early. A checkpoint was saved, unless updates
-            were just being skipped: a diverging run must not push its good checkpoints out.
+            were just being skipped: a diverging run must not push its good checkpoints out. A stop that is
+            asked for twice makes do with a checkpoint that is just being written.
 
         Raises:
             TrainingDivergedError: too many steps in a row had no usable update.
             BrokenWeightsError: a weight is NaN or does not obey its mask.
+            UserError: a checkpoint cannot be written.
         """
-        recipe = self.recipe
+        recipe, self.saver = self.recipe, saver
         self._tell(lambda listener: listener.on_start(self.step, recipe.steps))
         try:
             if self.step == 0 and self.pruner is not None:
                 self._report_masks(self.pruner.after_step(0))
             while self.step < recipe.steps:
-                report, stopping = self.train_step()
+                report, agreed = self.train_step()
                 self._tell(lambda listener, report=report: listener.on_step(report))  # type: ignore[misc]
                 last = self.step == recipe.steps
+                if agreed.written == self.world.size or not self.guard.healthy:
+                    saver.commit(self)
                 self.guard.check(self.step, self.last_checkpoint, last)
-                if last or self.step % recipe.evaluation.every == 0:
-                    self.evaluate()
-                if recipe.logging.histograms_every and self.step % recipe.logging.histograms_every == 0:
-                    self._report_weights()
-                due = last or stopping or self.step % recipe.checkpoint.every == 0
-                if due and self.guard.healthy:
-                    save(self)
-                if stopping and not last:
+                if not (agreed.stop and agreed.hurry):
+                    self._look_closer(last)
+                due = last or agreed.stop or self.step % recipe.checkpoint.every == 0
+                if due and self.guard.healthy and not (agreed.hurry and saver.pending):
+                    saver.begin(self)
+                if agreed.stop and not last:
+                    saver.commit(self)
                     return False
+            saver.commit(self)
             return True
         finally:
             self._tell(lambda listener: listener.on_end())
 
-    def train_step(self) -> tuple[StepReport, bool]:
-        """Do one optimizer step on the next global batch; also say whether any rank was asked to stop."""
+    def _look_closer(self, last: bool) -> None:
+        """Evaluate and draw weights, where the recipe wants it after this step."""
+        recipe = self.recipe
+        if last or self.step % recipe.evaluation.every == 0:
+            self.evaluate()
+        if recipe.logging.histograms_every and self.step % recipe.logging.histograms_every == 0:
+            self._report_weights()
+
+    def train_step(self) -> tuple[StepReport, Agreed]:
+        """Do one optimizer step on the next global batch; also say what the ranks agree on."""
         started = time.perf_counter()
         batches = self.loader.next_step()
         totals = self._global_counts(batches)
@@ -115,14 +176,18 @@ class Trainer:
         for batch in batches:
             share, pairs = self._micro_batch(batch, totals, temperature or 1.0, measured)
             shares.append(share)
+        if self.saver is not None:
+            self.saver.wait_until_copied()
         if self.pruner is not None:
             self.pruner.before_step()
         applied = self.engine.step()
         self.step += 1
         if self.pruner is not None:
             self._report_masks(self.pruner.after_step(self.step, learning_rate, applied))
-        means, stop = self._global_losses(shares)
+        means, agreed = self._global_losses(shares)
         self.guard.count(means.total, applied)
+        seconds = time.perf_counter() - started
+        self._longest_step = max(self._longest_step, seconds)
         report = StepReport(
             step=self.step,
             loss=means.total,
@@ -133,14 +198,14 @@ class Trainer:
             gradient_norm=self.engine.gradient_norm(),
             sparsity=self.pruner.sparsity if self.pruner is not None else None,
             real_tokens=totals.real,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
             applied=applied,
             skipped=self.guard.skipped,
             kd_parts={name: means.parts[name] for name in self._objective.part_names},
             temperature=temperature,
             teacher_agreement=means.agreement if measured and self.teachers else None,
         )
-        return report, stop > 0
+        return report, agreed
 
     def _micro_batch(
         self, batch: Batch, totals: Counts, temperature: float, measured: bool
@@ -165,19 +230,27 @@ class Trainer:
         self._tell(lambda listener: listener.on_evaluation(self.step, self.metrics))
         return self.metrics
 
-    def announce_checkpoint(self, folder: Path) -> None:
+    def announce_checkpoint(self, report: CheckpointReport) -> None:
         """Remember a committed checkpoint, and tell the listeners."""
-        self.last_checkpoint = folder
-        self._tell(lambda listener: listener.on_checkpoint(self.step, folder))
+        self.last_checkpoint = report.folder
+        self._tell(lambda listener: listener.on_checkpoint(report))
 
     def _global_counts(self, batches: Sequence[Batch]) -> Counts:
         local = [sum(column) for column in zip(*(batch.counts for batch in batches), strict=True)]
         return Counts(*(int(value) for value in self.world.sum(local)))
 
-    def _global_losses(self, shares: Sequence[Tensor]) -> tuple[GlobalLosses, float]:
+    def _global_losses(self, shares: Sequence[Tensor]) -> tuple[GlobalLosses, Agreed]:
         local = torch.stack(list(shares)).sum(dim=0).tolist()
-        *numbers, stop = self.world.sum([*local, float(self.stop.raised)])
-        return GlobalLosses.read(numbers), stop
+        written = self.saver is not None and self.saver.is_written
+        mine = (self._must_stop(), self.stop.again, written)
+        *numbers, stop, hurry, written_by = self.world.sum([*local, *map(float, mine)])
+        return GlobalLosses.read(numbers), Agreed(stop, hurry, written_by)
+
+    def _must_stop(self) -> bool:
+        needed = self._longest_step + (self.saver.longest_seconds if self.saver is not None else 0.0)
+        if self.deadline is not None and self.deadline.is_near(needed):
+            self.stop.note("the walltime is nearly up")
+        return self.stop.raised
 
     def _temperature(self) -> float | None:
         section = self.recipe.distillation

@@ -4,7 +4,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,23 @@ class World:
         values = [value]
         dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
+
+    def on_first(self, action: Callable[[], Any]) -> Any:
+        """Do something on rank 0 only; return its result, or raise its error, on every rank.
+
+        Raises:
+            Exception: what `action` raised; ranks that go on alone would wait for rank 0 for ever.
+        """
+        outcome: Any = None
+        if self.is_first:
+            try:
+                outcome = action()
+            except Exception as error:
+                outcome = error
+        outcome = self.broadcast(outcome)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def barrier(self) -> None:
         """Wait for every rank."""

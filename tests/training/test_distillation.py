@@ -78,19 +78,21 @@ def values_of(recipe: TrainRecipe, **changes: Any) -> dict[str, Any]:
 def train_all(world: World, jobs: list[tuple[dict[str, Any], str | None]]) -> list[dict[str, Any]]:
     """Train every recipe, from a checkpoint where one is given; return reports, weights and moments."""
     from sparse_pretrain.training.build import build_trainer
+    from sparse_pretrain.training.restore import restore
 
     results = []
     for values, checkpoint in jobs:
         recipe = TrainRecipe.model_validate(values)
-        trainer, snapshots = build_trainer(recipe, open_inputs(recipe), world, "fp32", [])
+        trainer, saver = build_trainer(recipe, open_inputs(recipe), world, "fp32", [])
         if checkpoint is not None:
-            snapshots.restore(trainer, Path(checkpoint))
+            restore(trainer, Path(checkpoint), saver.teacher_identity)
         batches = trainer.loader.batches_at(0)
         reports = []
         while trainer.step < recipe.steps:
             reports.append(trainer.train_step()[0])
             if trainer.step % recipe.checkpoint.every == 0:
-                snapshots.save(trainer)
+                saver.begin(trainer)
+                saver.commit(trainer)
         engine = trainer.engine
         results.append(
             {
@@ -248,7 +250,7 @@ def test_two_ranks_match_plain_torch(folder: Path) -> None:
 def test_projections_are_resumed_on_any_ranks_and_stage_and_never_released(
     folder: Path, tmp_path: Path
 ) -> None:
-    recipe = recipe_of(folder, everything(folder), checkpoint={"every": 2, "keep_last": 9})
+    recipe = recipe_of(folder, everything(folder), checkpoint={"every": 2, "keep": {"last": 9}})
 
     def job(name: str, stage: int) -> dict[str, Any]:
         return values_of(recipe, engine={"stage": stage}, output=str(tmp_path / name))

@@ -50,9 +50,9 @@ def train_all(world: World, recipes: list[dict[str, Any]]) -> list[dict[str, Any
     for values in recipes:
         recipe = TrainRecipe.model_validate(values)
         reports = Reports()
-        trainer, snapshots = build_trainer(recipe, open_inputs(recipe), world, "fp32", [reports])
+        trainer, saver = build_trainer(recipe, open_inputs(recipe), world, "fp32", [reports])
         first = {name: trainer.engine.full_master(name).clone() for name in trainer.engine.shapes}
-        assert trainer.run(snapshots.save)
+        assert trainer.run(saver)
         assert trainer.pruner is not None
         masks = trainer.pruner.masks
         results.append(

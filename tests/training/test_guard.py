@@ -131,7 +131,10 @@ def test_a_run_must_not_end_in_skipped_steps() -> None:
 def test_nothing_is_saved_while_steps_are_skipped(tmp_path: Path) -> None:
     """Checkpoints of a diverging run would push the good ones out."""
     recipe = tiny_recipe(
-        tiny_prepared(tmp_path / "data"), tmp_path / "run", steps=6, checkpoint={"every": 1, "keep_last": 9}
+        tiny_prepared(tmp_path / "data"),
+        tmp_path / "run",
+        steps=6,
+        checkpoint={"every": 1, "keep": {"last": 9}},
     )
     for saved in run_distributed(run_poisoned, 2, json.loads(recipe.model_dump_json()), [2, 3]):
         assert saved == [1, 2, 5, 6]

@@ -30,15 +30,16 @@ UNDECAYED = PRUNING | {
 def train_from(world: World, jobs: list[tuple[dict[str, Any], str | None]]) -> list[State]:
     """Train each recipe to its end, from a checkpoint folder or from the start; return all that has memory."""
     from sparse_pretrain.training.build import build_trainer
+    from sparse_pretrain.training.restore import restore
 
     results = []
     for values, checkpoint in jobs:
         recipe = TrainRecipe.model_validate(values)
-        trainer, snapshots = build_trainer(recipe, open_inputs(recipe), world, "fp32", [])
+        trainer, saver = build_trainer(recipe, open_inputs(recipe), world, "fp32", [])
         if checkpoint is not None:
-            snapshots.restore(trainer, Path(checkpoint))
+            restore(trainer, Path(checkpoint), saver.teacher_identity)
         started_at = trainer.step
-        trainer.run(snapshots.save)
+        trainer.run(saver)
         assert trainer.pruner is not None
         results.append(
             {
@@ -83,7 +84,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> TrainRecipe:
         model={**base.model.model_dump(), "dropout": 0.1},
         pruning=PRUNING,
         learning_rate={"kind": "rewinding", "warmup": 0.125},
-        checkpoint={"every": 3, "keep_last": 9},
+        checkpoint={"every": 3, "keep": {"last": 9}},
     )
 
 

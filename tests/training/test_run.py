@@ -65,7 +65,7 @@ def test_a_run_on_two_ranks_is_quiet_and_leaves_a_whole_folder(tmp_path: Path) -
     assert code == 0, printed
     lines = printed.splitlines()
     assert all(line.startswith("prune step ") for line in lines), printed
-    assert lines[-1] == "prune step 10: saved run/checkpoints/step-0000010"
+    assert lines[-1].startswith("prune step 10: saved run/checkpoints/step-0000010 (")
 
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
@@ -78,7 +78,9 @@ def test_a_run_on_two_ranks_is_quiet_and_leaves_a_whole_folder(tmp_path: Path) -
         "plots",
     }
     assert {path.name for path in (run / "logs").iterdir()} == {"rank-0.log", "rank-1.log"}
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-0000005", "step-0000010"}
+    checkpoints = {path.name for path in (run / "checkpoints").iterdir()}
+    assert checkpoints == {"step-0000005", "step-0000010", "latest", ".owner.json", ".lock"}
+    assert (run / "checkpoints" / "latest").read_text() == "step-0000010\n"
     assert list((run / "tensorboard").glob("events.*"))
     assert all(path.stat().st_size > 5_000 for path in (run / "plots").glob("*.png"))
     assert len(list((run / "plots").glob("*.png"))) >= 3
@@ -119,6 +121,9 @@ def check_metrics(run: Path) -> None:
     assert updates[-1]["frozen"]
     assert rows[-1]["sparsity"] == pytest.approx(0.8, abs=1e-3)
     assert [row["step"] for row in read_rows(run, "evaluation")] == [5, 10]
+    saves = read_rows(run, "checkpoint")
+    assert [row["step"] for row in saves] == [5, 10]
+    assert all(row["bytes"] > 10_000 and 0 <= row["waited"] <= row["seconds"] for row in saves)
 
 
 def steps_begun(run: Path) -> int:
@@ -149,8 +154,11 @@ def test_a_stopped_run_saves_and_the_same_command_finishes_it(tmp_path: Path) ->
     assert code == STOPPED, printed
     stopped_at = steps_of(run)[-1]
     assert 20 <= stopped_at < 200
-    assert f"prune: stopped at step {stopped_at} and saved; run the same command to continue" in printed
-    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{stopped_at:07d}"]
+    assert re.search(
+        rf"prune: stopped at step {stopped_at} and saved \(SIGTERM, [\d.]+ s ago\); run the same command",
+        printed,
+    )
+    assert [path.name for path in (run / "checkpoints").glob("step-*")] == [f"step-{stopped_at:07d}"]
 
     code, printed = end(start(tmp_path, *settings))
     assert code == 0, printed

@@ -1,0 +1,93 @@
+"""A safetensors file written in one pass: checksummed while it is written, forced to the disk, never in memory twice.
+
+The library's own writer would have to read a file of gigabytes again for its checksum. The format is a length
+(8 bytes, little-endian), a JSON header of that length, and the tensors' bytes back to back.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_pretrain.checkpoint.integrity import FileFacts
+
+NAMES = {
+    torch.float32: "F32",
+    torch.uint8: "U8",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+}
+ALIGNMENT = 8
+CHUNK = 2**23
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> FileFacts:
+    """Write a new safetensors file and force it to the disk.
+
+    Args:
+        path: where.
+        tensors: contiguous, on the CPU; not copied.
+        metadata: strings for the header.
+
+    Returns:
+        Its size and SHA-256.
+
+    Raises:
+        OSError: the disk refused; what was written so far stays.
+    """
+    # Alignment: the wide types first, whatever their order was.
+    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+    digest = hashlib.sha256()
+    size = 0
+    # The checksum of one chunk is computed while the next one is written; a single thread keeps their order.
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
+        pending = None
+        for chunk in chunks(header(ordered, metadata), ordered):
+            size += len(chunk)
+            hashed = hasher.submit(digest.update, chunk)
+            write_all(file.fileno(), chunk)
+            if pending is not None:
+                pending.result()
+            pending = hashed
+        os.fsync(file.fileno())
+    return FileFacts(size, digest.hexdigest())
+
+
+def header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return a safetensors header, padded with spaces so that the tensors are aligned."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, tensor in tensors.items():
+        end = offset + tensor.numel() * tensor.element_size()
+        entries[name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def chunks(start: bytes, tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    """Yield the file's bytes, at most `CHUNK` at a time; tensors are not copied."""
+    yield memoryview(start)
+    for tensor in tensors.values():
+        bytes_of_tensor: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+        whole = memoryview(bytes_of_tensor)
+        for first in range(0, len(whole), CHUNK):
+            yield whole[first : first + CHUNK]
+
+
+def write_all(descriptor: int, chunk: memoryview) -> None:
+    """Write all of a chunk; the system may take less at a time."""
+    while chunk:
+        chunk = chunk[os.write(descriptor, chunk) :]
