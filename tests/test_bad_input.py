@@ -114,7 +114,6 @@ SETTINGS = {
     "pruning=3": "train-tiny.yaml: pruning = 3: should be a valid dictionary",
     "pruning.target_sparsity=1.5": "train-tiny.yaml: pruning.target_sparsity = 1.5: should be less than 1",
     "pruning.include=[nothing]": "pruning: no weight matches include=['nothing']",
-    "batch.global_size=6": "batch.global_size = 6: must be a multiple of batch.micro_size x ranks = 4 x 1",
     "model.config.vocab_size=30522": "vocabulary mismatch: the model from scratch has 30522 tokens, the "
     "prepared data's tokenizer has 65",
     "model.config.max_position_embeddings=16": "data.path: rows have 32 tokens, the model has 16 positions",
@@ -255,9 +254,9 @@ def test_the_program_itself(workplace: Path) -> None:
 
 def test_a_batch_that_two_ranks_cannot_share(workplace: Path) -> None:
     """Both ranks find it; it is said once."""
-    arguments = ["launch", "local", *tiny("batch.global_size=3", "batch.micro_size=1")[1:], "--nproc", "2"]
+    arguments = ["launch", "local", *tiny("batch.global_size=1")[1:], "--nproc", "2"]
     assert program_mistake(*arguments).startswith(
-        "batch.global_size = 3: must be a multiple of batch.micro_size x ranks = 1 x 2 = 2"
+        "batch.global_size = 1: fewer rows than 2 ranks; set it to at"
     )
 
 

@@ -154,6 +154,12 @@ def test_a_dry_run_shows_the_recipe_and_the_numbers() -> None:
     assert "85,524,480 weights in 73 matrices" in table
     assert "200,000 (2,000 warm-up)" in table
     assert "8 ranks" in table
+    assert "1 a step on each rank, 32 rows each" in table
+
+
+def test_a_dry_run_says_when_micro_batches_are_uneven() -> None:
+    text = run("train", "bert-base-85", "--dry-run", "--ranks", "6")
+    assert "2 a step on each rank, uneven: 21 to 22 rows (256 rows on 6 ranks)" in text
 
 
 def test_a_dry_run_for_scripts_counts_memory_by_rank() -> None:

@@ -11,7 +11,9 @@ from sparse_pretrain.config.base import Section
 class BatchSection(Section):
     """Samples per optimizer step over all ranks, and per forward pass on one rank.
 
-    Gradient accumulation follows: global_size / (micro_size x ranks), which must be a whole number.
+    Gradient accumulation follows: global_size / (micro_size x ranks), rounded up. Any number of ranks up to
+    global_size will do: where it does not divide evenly, some micro-batches have fewer rows than micro_size.
+    Only with distillation and a micro_size of 1 must global_size be a multiple of the ranks.
     """
 
     global_size: int = Field(256, ge=1)

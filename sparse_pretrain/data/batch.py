@@ -1,6 +1,6 @@
 """What one forward pass eats, and what the loss is divided by."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -30,8 +30,8 @@ class Batch:
         token_type_ids: int64 [rows, length], 1 in the second segment; None without pairs.
         positions: int64 [positions], flat indices into rows x length where logits are wanted.
         labels: int64 [positions], the token to predict, or `IGNORED`.
-        next_sentence_labels: int64 [rows], 1 = random next; None without pairs.
-        counts: of this micro-batch.
+        next_sentence_labels: int64 [rows], 1 = random next, or `IGNORED`; None without pairs.
+        counts: of this micro-batch; all 0 when it adds no term to any loss (see `without_terms`).
         stream: int64 [rows], each row's place in the endless stream of training samples; None outside it.
     """
 
@@ -99,4 +99,15 @@ def make_batch(
         next_sentence_labels=None if rows.random_next is None else torch.from_numpy(rows.random_next),
         counts=Counts(int(predicted.sum()), int(real.sum()), len(inputs)),
         stream=stream,
+    )
+
+
+def without_terms(batch: Batch) -> Batch:
+    """Return the batch as one that is run but adds nothing: no labels, no counts, the rows as they are."""
+    relation = batch.next_sentence_labels
+    return replace(
+        batch,
+        labels=torch.full_like(batch.labels, IGNORED),
+        next_sentence_labels=None if relation is None else torch.full_like(relation, IGNORED),
+        counts=Counts(0, 0, 0),
     )

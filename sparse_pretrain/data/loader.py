@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from sparse_pretrain.config.model import MaskingSection
-from sparse_pretrain.data.batch import Batch, make_batch
+from sparse_pretrain.data.batch import Batch, make_batch, without_terms
 from sparse_pretrain.data.masking import IGNORED, TokenTable, mask_tokens
 from sparse_pretrain.data.order import epochs_and_samples
 from sparse_pretrain.data.shards import PreparedSplit
@@ -19,7 +20,12 @@ from sparse_pretrain.errors import UserError
 class Slice:
     """Which part of every global batch this rank takes, and in how many micro-batches.
 
-    Rank r of `world_size` takes samples r, r + world_size, … of each global batch.
+    Rank r of `world_size` takes samples r, r + world_size, … of each global batch, so shares differ by one
+    row at most. Every rank makes the same number of passes, because collectives inside the model must
+    match, and cuts its share into as many parts of nearly the same size.
+
+    Raises:
+        UserError: there are fewer rows than ranks.
     """
 
     global_size: int
@@ -28,17 +34,46 @@ class Slice:
     world_size: int
 
     def __post_init__(self) -> None:
-        per_pass = self.micro_size * self.world_size
-        if self.global_size % per_pass:
+        if self.global_size < self.world_size:
             raise UserError(
-                f"batch.global_size = {self.global_size}: must be a multiple of batch.micro_size x ranks = "
-                f"{self.micro_size} x {self.world_size} = {per_pass}"
+                f"batch.global_size = {self.global_size}: fewer rows than {self.world_size} ranks; set it to at "
+                f"least {self.world_size}, or run on {self.global_size} or fewer"
             )
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches per optimizer step on each rank."""
-        return self.global_size // (self.micro_size * self.world_size)
+        """Micro-batches per optimizer step on each rank: as few as the largest share needs."""
+        return ceil_div(ceil_div(self.global_size, self.world_size), self.micro_size)
+
+    @property
+    def rows(self) -> int:
+        """Rows of each global batch that this rank takes."""
+        return len(range(self.rank, self.global_size, self.world_size))
+
+    @property
+    def smallest_pass(self) -> int:
+        """Rows of the smallest micro-batch on any rank.
+
+        0 only at a micro_size of 1, where a rank with a row less than another has nothing for the last pass.
+        """
+        return self.global_size // self.world_size // self.accumulation
+
+    @property
+    def largest_pass(self) -> int:
+        """Rows of the largest micro-batch on any rank, at most `micro_size`."""
+        return ceil_div(ceil_div(self.global_size, self.world_size), self.accumulation)
+
+    def cuts(self) -> list[slice]:
+        """Return which of this rank's rows make each micro-batch: consecutive, the larger ones first."""
+        size, larger = divmod(self.rows, self.accumulation)
+        sizes = [size + (number < larger) for number in range(self.accumulation)]
+        ends = list(accumulate(sizes))
+        return [slice(end - rows, end) for rows, end in zip(sizes, ends, strict=True)]
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    """Return number / divisor, rounded up."""
+    return -(-number // divisor)
 
 
 class TrainingLoader:
@@ -87,8 +122,14 @@ class TrainingLoader:
         stream = np.arange(start, start + part.global_size, dtype=np.int64)
         mine = slice(part.rank, None, part.world_size)
         epochs, samples, stream = epochs[mine], samples[mine], stream[mine]
-        cuts = [slice(first, first + part.micro_size) for first in range(0, len(samples), part.micro_size)]
-        return [self._build(epochs[cut], samples[cut], stream[cut]) for cut in cuts]
+        batches = []
+        for cut in part.cuts():
+            # Nothing left for this pass, which other ranks make: a row more than once, for the collectives only.
+            silent = cut.start == cut.stop
+            rows = slice(cut.stop - 1, cut.stop) if silent else cut
+            batch = self._build(epochs[rows], samples[rows], stream[rows])
+            batches.append(without_terms(batch) if silent else batch)
+        return batches
 
     def _build(self, epochs: np.ndarray, samples: np.ndarray, stream: np.ndarray) -> Batch:
         rows = self.split.gather(samples)

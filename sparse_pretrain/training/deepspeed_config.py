@@ -1,10 +1,10 @@
 """The JSON that DeepSpeed gets: a shipped or own file, completed from the recipe."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 from sparse_pretrain.config.recipe import TrainRecipe
+from sparse_pretrain.data.loader import Slice
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import read_json
 from sparse_pretrain.shipped import shipped_folder
@@ -31,7 +31,8 @@ def deepspeed_config(recipe: TrainRecipe, precision: Resolved, world_size: int) 
     """Return the complete DeepSpeed config of a run.
 
     Raises:
-        UserError: the file repeats what the recipe says, or contradicts its stage or precision.
+        UserError: the file repeats what the recipe says, or contradicts its stage or precision; or the batch
+            cannot be shared among the ranks.
     """
     path = recipe.engine.config or shipped_config(recipe.engine.stage, precision)
     config = read_json(path)
@@ -56,17 +57,32 @@ def deepspeed_config(recipe: TrainRecipe, precision: Resolved, world_size: int) 
         if enabled != (name == precision):
             raise UserError(f"{path}: {section}.enabled = {enabled}: the run's precision is {precision}")
     check_settings_that_break_pruning(path, config)
-    per_pass = recipe.batch.micro_size * world_size
+    part = Slice(recipe.batch.global_size, recipe.batch.micro_size, 0, world_size)
+    check_empty_passes(recipe, part)
     return {
         **config,
-        "train_batch_size": recipe.batch.global_size,
+        # No train_batch_size: DeepSpeed insists on micro-batch x accumulation x ranks, and ours may be smaller.
         "train_micro_batch_size_per_gpu": recipe.batch.micro_size,
-        "gradient_accumulation_steps": math.ceil(recipe.batch.global_size / per_pass),
+        "gradient_accumulation_steps": part.accumulation,
         "gradient_clipping": recipe.optimizer.gradient_clipping,
         # A client optimizer (torch AdamW) has one well-defined state that checkpoints can carry anywhere.
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
     }
+
+
+def check_empty_passes(recipe: TrainRecipe, part: Slice) -> None:
+    """Refuse a batch that leaves a rank a pass without a row where a teacher would be followed on it.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if recipe.distillation is not None and part.smallest_pass == 0:
+        raise UserError(
+            f"batch.micro_size = {part.micro_size}: with distillation, {part.global_size} rows on "
+            f"{part.world_size} ranks leave one without a row in a pass; set it to 2 or more, or "
+            "batch.global_size to a multiple of the ranks"
+        )
 
 
 def check_settings_that_break_pruning(path: Path, config: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ def plan(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
     teacher); activations come on top and depend on the micro-batch.
 
     Raises:
-        UserError: the recipe cannot run: unknown model, batch that does not divide, wrong config.
+        UserError: the recipe cannot run: unknown model, fewer rows than ranks, wrong config.
     """
     part = Slice(recipe.batch.global_size, recipe.batch.micro_size, 0, world_size)
     precision = resolve_precision(recipe.precision)
@@ -47,6 +47,7 @@ def plan(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
         "steps": recipe.steps,
         "warmup_steps": recipe.warmup_steps,
         "accumulation": part.accumulation,
+        "micro_batch_rows": {"smallest": part.smallest_pass, "largest": part.largest_pass},
         "samples": recipe.steps * recipe.batch.global_size,
         "epochs": recipe.steps * recipe.batch.global_size / manifest.splits["train"].rows
         if manifest
@@ -110,9 +111,9 @@ def render(recipe: TrainRecipe, numbers: dict[str, Any], console: Console) -> No
     epochs = f", {numbers['epochs']:.2f} epochs" if numbers["epochs"] is not None else ""
     table.add_row(
         "steps",
-        f"{numbers['steps']:,} ({numbers['warmup_steps']:,} warm-up), accumulation {numbers['accumulation']}, "
-        f"{numbers['samples']:,} samples{epochs}",
+        f"{numbers['steps']:,} ({numbers['warmup_steps']:,} warm-up), {numbers['samples']:,} samples{epochs}",
     )
+    table.add_row("micro-batches", describe_micro_batches(recipe, numbers))
     table.add_row("data", numbers["data"] or f"{recipe.data.path}: not prepared yet")
     table.add_row(
         "memory per rank",
@@ -120,3 +121,13 @@ def render(recipe: TrainRecipe, numbers: dict[str, Any], console: Console) -> No
         + ", activations on top",
     )
     console.print(table)
+
+
+def describe_micro_batches(recipe: TrainRecipe, numbers: dict[str, Any]) -> str:
+    """Say how many micro-batches a step has on each rank and how many rows, and when not all have as many."""
+    smallest, largest = numbers["micro_batch_rows"]["smallest"], numbers["micro_batch_rows"]["largest"]
+    count = f"{numbers['accumulation']} a step on each rank"
+    if smallest == largest:
+        return f"{count}, {largest} rows each"
+    shared = f"{recipe.batch.global_size} rows on {numbers['ranks']} ranks"
+    return f"{count}, uneven: {smallest} to {largest} rows ({shared})"

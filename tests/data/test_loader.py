@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from sparse_pretrain.config.model import MaskingSection
@@ -41,7 +43,9 @@ def contents(batches: list[Batch]) -> set[tuple[int, ...]]:
     return found
 
 
-@pytest.mark.parametrize(("world_size", "micro_size"), [(1, 4), (2, 2), (3, 4), (4, 3), (12, 1)])
+@pytest.mark.parametrize(
+    ("world_size", "micro_size"), [(1, 4), (2, 2), (3, 4), (4, 3), (12, 1), (5, 2), (7, 1)]
+)
 def test_ranks_together_see_the_global_batch(folder: Path, world_size: int, micro_size: int) -> None:
     whole = loader(folder, Slice(12, 12, 0, 1))
     ranks = [loader(folder, Slice(12, micro_size, rank, world_size)) for rank in range(world_size)]
@@ -75,9 +79,60 @@ def test_other_data_is_refused(folder: Path, tmp_path: Path) -> None:
         other.load_state_dict(state)
 
 
-def test_batch_must_divide(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"global_size = 8.* 3 x 2 = 6"):
-        Slice(8, 3, 0, 2)
+def rows_of(part: Slice) -> list[list[int]]:
+    """Places in the global batch of each micro-batch of a rank."""
+    mine = list(range(part.rank, part.global_size, part.world_size))
+    return [mine[cut] for cut in part.cuts()]
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 20))
+def test_any_number_of_ranks_shares_any_batch(global_size: int, micro_size: int, world_size: int) -> None:
+    """Every row once, no pass above the limit, as many passes on every rank and no more than needed."""
+    assume(world_size <= global_size)
+    parts = [Slice(global_size, micro_size, rank, world_size) for rank in range(world_size)]
+    passes = [rows_of(part) for part in parts]
+    everything = [row for rank in passes for rows in rank for row in rows]
+    assert sorted(everything) == list(range(global_size))
+    sizes = [len(rows) for rank in passes for rows in rank]
+    assert max(sizes) == parts[0].largest_pass <= micro_size
+    assert min(sizes) == parts[0].smallest_pass
+    assert {len(rank) for rank in passes} == {parts[0].accumulation}
+    assert parts[0].accumulation == max(-(-part.rows // micro_size) for part in parts)
+    for rank in passes:
+        assert len(rank[0]) - len(rank[-1]) <= 1
+    if micro_size > 1 or global_size % world_size == 0:
+        assert min(sizes) > 0
+
+
+@given(st.integers(1, 10), st.integers(1, 10), st.integers(1, 10))
+def test_a_batch_that_divides_is_cut_into_full_micro_batches(
+    accumulation: int, micro_size: int, world_size: int
+) -> None:
+    part = Slice(accumulation * micro_size * world_size, micro_size, world_size - 1, world_size)
+    starts = range(0, accumulation * micro_size, micro_size)
+    assert part.cuts() == [slice(start, start + micro_size) for start in starts]
+
+
+def test_fewer_rows_than_ranks_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"^batch\.global_size = 2: fewer rows than 3 ranks; .* at least 3, or run on 2"
+    ):
+        Slice(2, 1, 0, 3)
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_a_pass_without_a_row_of_its_own_adds_nothing(folder: Path, every: bool) -> None:
+    """4 rows one by one on 3 ranks: the second and third rank run a row again, for the collectives."""
+    first, *others = (loader(folder, Slice(4, 1, rank, 3), every).batches_at(8) for rank in range(3))
+    assert [batch.counts.rows for batch in first] == [1, 1]
+    for own, again in others:
+        assert own.counts.rows == 1
+        assert torch.equal(own.input_ids, again.input_ids)
+        assert again.counts == (0, 0, 0)
+        assert len(again.positions) == len(again.labels) > 0
+        assert bool((again.labels == IGNORED).all())
+        assert again.next_sentence_labels is not None
+        assert again.next_sentence_labels.tolist() == [IGNORED]
 
 
 def test_positions_and_labels_belong_together(folder: Path) -> None:
