@@ -8,6 +8,9 @@ ZeRO keeps three things apart for every parameter, and so do we:
 * Adam's **moments**, fragments of the same shape as the master's.
 """
 
+import contextlib
+import functools
+import io
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +19,8 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.comm.torch import build_shm_op
 from torch import Tensor, nn
 
 from sparse_pretrain.config.training import OptimizerSection
@@ -24,6 +29,7 @@ from sparse_pretrain.models.pretraining import Predictions, PretrainingModel, ar
 from sparse_pretrain.pruning.masks import MaskSet
 from sparse_pretrain.pruning.ranks import ProcessGroupRanks
 from sparse_pretrain.pruning.scorer import Part
+from sparse_pretrain.training.extension_lock import extensions_alone
 from sparse_pretrain.training.precision import Resolved
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -59,6 +65,7 @@ class Engine:
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         self._adam = adam(model, section)
         originals = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        load_communication()
         with quiet_warnings():
             self._deepspeed, self._zero, _, _ = deepspeed.initialize(
                 model=model, optimizer=self._adam, config=config, dist_init_required=False
@@ -305,6 +312,7 @@ class ShardedTeacher:
         if precision != "fp32":
             config[precision] = {"enabled": True}
         model.requires_grad_(False).eval()
+        load_communication()
         with quiet_warnings():
             self._deepspeed, *_ = deepspeed.initialize(model=model, config=config, dist_init_required=False)
         self._deepspeed.eval()
@@ -313,6 +321,19 @@ class ShardedTeacher:
     def __call__(self, batch: Batch) -> Predictions:
         """Run the teacher; every rank must call at the same time."""
         return self._deepspeed(*arguments(batch))  # type: ignore[no-any-return]
+
+
+@functools.cache
+def load_communication() -> None:
+    """Load (at first compile) DeepSpeed's communication between CPU ranks; nothing on GPUs, which have NCCL.
+
+    DeepSpeed does so itself at its start; it keeps what it has loaded and then finds it there. Ours comes
+    before, one process at a time, so that no killed rank's lock file can stop it.
+    """
+    if get_accelerator().device_name() == "cpu":
+        # It prints that it has built.
+        with extensions_alone(), contextlib.redirect_stdout(io.StringIO()):
+            build_shm_op()
 
 
 def is_whole(parameter: nn.Parameter) -> bool:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.training.extension_lock import clear_stale_locks, extensions_folder
+from sparse_pretrain.training.extension_lock import extensions_folder
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,6 @@ def join_world() -> World:
     rank, size, local_rank = rank_from_environment()
     check_build_tools()
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder())
-    clear_stale_locks()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
     if size == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
