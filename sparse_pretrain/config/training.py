@@ -13,7 +13,6 @@ class BatchSection(Section):
 
     Gradient accumulation follows: global_size / (micro_size x ranks), rounded up. Any number of ranks up to
     global_size will do: where it does not divide evenly, some micro-batches have fewer rows than micro_size.
-    Only with distillation and a micro_size of 1 must global_size be a multiple of the ranks.
     """
 
     global_size: int = Field(256, ge=1)

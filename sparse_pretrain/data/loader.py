@@ -171,5 +171,8 @@ def evaluation_batches(
         gathered = split.gather(samples)
         epochs = np.zeros_like(samples)
         inputs, labels = mask_tokens(gathered.tokens, epochs, samples, seed, masking, table)
-        labels[positions >= rows] = IGNORED
+        repeated = positions >= rows
+        labels[repeated] = IGNORED
+        if gathered.random_next is not None:
+            gathered.random_next[repeated] = IGNORED
         yield make_batch(gathered, inputs, labels, every_real_position=False)

@@ -105,13 +105,16 @@ class Objective:
         Args:
             student: with gradient.
             teachers: without, in the recipe's order; empty when there is no distillation.
-            batch: the micro-batch.
+            batch: the micro-batch; one that counts nothing (`data.batch.without_terms`) has losses of 0.
             totals: counts over the **global** batch (every rank, every micro-batch). Dividing by these
                 instead of by local counts makes the trajectory independent of the number of ranks.
             temperature: of the logits' distillation at this step.
             agreement: measure it (a pass over the logits of the predicted positions).
         """
         zero = torch.zeros((), device=student.tokens.device)
+        if not batch.counts.rows:
+            nothing = Parts(zero, zero, zero, zero)
+            return Losses(zero_of(student), zero, zero, zero, nothing, zero)
         mlm = masked_language_loss(student.tokens, batch.labels) / max(1, totals.predicted)
         relation = zero
         if student.next_sentence is not None and batch.next_sentence_labels is not None:
@@ -161,6 +164,13 @@ class Objective:
         # A part is the mean over its pairs of layers.
         means = (torch.stack(losses).mean() / totals.real if losses else zero for losses in features)
         return Parts(logits, *means)
+
+
+def zero_of(student: Predictions) -> Tensor:
+    """Return 0 with a gradient of zeros to every output, so that backward runs through the same layers."""
+    outputs = (student.tokens, student.next_sentence, *student.hidden.values(), *student.attention.values())
+    # Sums over nothing: a product with 0 would keep a NaN.
+    return torch.stack([output.flatten()[:0].float().sum() for output in outputs if output is not None]).sum()
 
 
 def weighted(section: DistillationSection, parts: Parts) -> Tensor:

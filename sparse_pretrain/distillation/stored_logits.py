@@ -202,7 +202,7 @@ class StoredLogits:
         self._rows = np.zeros(0, dtype=np.uint64)
 
     def __call__(self, batch: Batch) -> TopLogits:
-        """Return the logits of the batch's positions, row by row as the batch has them.
+        """Return the logits of the batch's positions, row by row as the batch has them; none if it counts nothing.
 
         Raises:
             ValueError: the batch is not of the training stream.
@@ -210,6 +210,8 @@ class StoredLogits:
         """
         if batch.stream is None:
             raise ValueError("stored logits belong to training batches")
+        if not batch.counts.rows:
+            return self._nothing()
         places = [int(place) for place in batch.stream]
         samples = (self._sample(*sample) for sample in zip(places, row_hashes(batch), strict=True))
         pieces = [sample for sample in samples if sample is not None]
@@ -218,11 +220,14 @@ class StoredLogits:
         if found != expected:
             raise StoredLogitsError(f"{self._folder}: {found} stored positions for {expected} of the batch")
         if not pieces:
-            nothing = torch.zeros(0, self.manifest.top_k, device=self._device)
-            return TopLogits(nothing.long(), nothing.half(), nothing.sum(dim=1))
+            return self._nothing()
         ids, logits, log_rest = (np.concatenate(column) for column in zip(*pieces, strict=True))
         columns = (ids.astype(np.int64), logits, log_rest)
         return TopLogits(*(torch.from_numpy(column).to(self._device) for column in columns))
+
+    def _nothing(self) -> TopLogits:
+        nothing = torch.zeros(0, self.manifest.top_k, device=self._device)
+        return TopLogits(nothing.long(), nothing.half(), nothing.sum(dim=1))
 
     def _sample(self, place: int, row_hash: np.uint64) -> tuple[np.ndarray, ...] | None:
         number, within = divmod(place, self.manifest.samples_per_shard)

@@ -71,7 +71,7 @@ def build_trainer(
     """Build everything a run needs, at step 0 (collective).
 
     Raises:
-        UserError: weights cannot be loaded, or the batch does not divide among the ranks.
+        UserError: weights cannot be loaded, or there are fewer rows than ranks.
     """
     part = Slice(recipe.batch.global_size, recipe.batch.micro_size, world.rank, world.size)
     settings = deepspeed_config(recipe, precision, world.size)

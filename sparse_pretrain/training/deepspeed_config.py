@@ -58,7 +58,6 @@ def deepspeed_config(recipe: TrainRecipe, precision: Resolved, world_size: int) 
             raise UserError(f"{path}: {section}.enabled = {enabled}: the run's precision is {precision}")
     check_settings_that_break_pruning(path, config)
     part = Slice(recipe.batch.global_size, recipe.batch.micro_size, 0, world_size)
-    check_empty_passes(recipe, part)
     return {
         **config,
         # No train_batch_size: DeepSpeed insists on micro-batch x accumulation x ranks, and ours may be smaller.
@@ -69,20 +68,6 @@ def deepspeed_config(recipe: TrainRecipe, precision: Resolved, world_size: int) 
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
     }
-
-
-def check_empty_passes(recipe: TrainRecipe, part: Slice) -> None:
-    """Refuse a batch that leaves a rank a pass without a row where a teacher would be followed on it.
-
-    Raises:
-        UserError: naming the key.
-    """
-    if recipe.distillation is not None and part.smallest_pass == 0:
-        raise UserError(
-            f"batch.micro_size = {part.micro_size}: with distillation, {part.global_size} rows on "
-            f"{part.world_size} ranks leave one without a row in a pass; set it to 2 or more, or "
-            "batch.global_size to a multiple of the ranks"
-        )
 
 
 def check_settings_that_break_pruning(path: Path, config: dict[str, Any]) -> None:

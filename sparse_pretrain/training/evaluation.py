@@ -29,7 +29,7 @@ def evaluate(
         tokens += batch.counts.predicted
         if predictions.next_sentence is not None and moved.next_sentence_labels is not None:
             nsp_correct += hits(predictions.next_sentence, moved.next_sentence_labels)
-            rows += batch.counts.rows
+            rows += float((moved.next_sentence_labels != IGNORED).sum())
     loss, correct, tokens, nsp_correct, rows = world.sum([loss, correct, tokens, nsp_correct, rows])
     metrics = {
         "validation_mlm_loss": loss / max(tokens, 1.0),

@@ -28,6 +28,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stored_folder(tmp_path_factory.mktemp("stored"))
 
 
+def test_a_pass_without_a_row_of_its_own_reads_nothing(folder: Path) -> None:
+    """6 rows one by one on 4 ranks: the last one runs its only row a second time, for the collectives."""
+    recipe = recipe_of(folder, batch={"global_size": 6, "micro_size": 1})
+    inputs = open_inputs(recipe)
+    part = Slice(6, 1, 3, 4)
+    loader = TrainingLoader(inputs.train, part, recipe.masking, inputs.table, recipe.seed, True)
+    stored = StoredLogits(folder / "logits", torch.device("cpu"))
+    own, again = (stored(batch) for batch in loader.batches_at(12))
+    assert len(own.ids) > 0
+    assert [tuple(column.shape) for column in again] == [(0, TOP_K), (0, TOP_K), (0,)]
+
+
 def test_any_slice_of_the_stream_reads_the_teachers_own_top_logits(folder: Path) -> None:
     """Three ranks with micro-batches of their own read what one process wrote."""
     recipe = recipe_of(folder, batch={"global_size": 6, "micro_size": 1})

@@ -1,13 +1,11 @@
 """Numbers of ranks that do not divide the batch: the same trajectory as one rank's."""
 
-import json
 from typing import Any
 
 import pytest
 
 from sparse_pretrain.config.load import load_recipe
 from sparse_pretrain.config.recipe import TrainRecipe
-from sparse_pretrain.errors import UserError
 from sparse_pretrain.models.loading import build_model
 from sparse_pretrain.training.deepspeed_config import deepspeed_config
 from sparse_pretrain.training.inputs import open_inputs
@@ -23,13 +21,13 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> TrainRecipe:
     data = tiny_prepared(folder / "data")
     base = tiny_recipe(data, folder / "run")
     build_model(open_inputs(base).config, base.model, next_sentence=False).save_pretrained(folder / "teacher")
-    distillation = {"teacher": str(folder / "teacher"), "hidden": {}}
+    distillation = {"teacher": str(folder / "teacher"), "hidden": {}, "attention": {}}
     return tiny_recipe(data, folder / "run", pruning=PRUNING, distillation=distillation)
 
 
 def recipes_of(recipe: TrainRecipe) -> list[dict[str, Any]]:
     """With shares of 3, 3 and 2 rows on three ranks, and of 2, 1 and 1 in passes of one row."""
-    one_by_one = {"batch": {"global_size": 4, "micro_size": 1}, "distillation": None}
+    one_by_one = {"batch": {"global_size": 4, "micro_size": 1}}
     return [
         with_stage(recipe, 2),
         with_stage(recipe, 3),
@@ -55,12 +53,3 @@ def test_deepspeed_is_told_as_many_micro_batches_as_there_are(world_size: int, a
     assert config["gradient_accumulation_steps"] == accumulation
     # DeepSpeed would insist on micro-batch x accumulation x ranks.
     assert "train_batch_size" not in config
-
-
-def test_a_teacher_is_not_followed_on_a_pass_without_a_row(recipe: TrainRecipe) -> None:
-    values = json.loads(recipe.model_dump_json()) | {"batch": {"global_size": 4, "micro_size": 1}}
-    with pytest.raises(
-        UserError, match=r"^batch\.micro_size = 1: with distillation, 4 rows on 3 ranks leave one"
-    ):
-        deepspeed_config(TrainRecipe.model_validate(values), "fp32", 3)
-    assert deepspeed_config(TrainRecipe.model_validate(values), "fp32", 2)["gradient_accumulation_steps"] == 2
