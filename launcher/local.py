@@ -19,9 +19,10 @@ USER_MISTAKE = 2
 GOOD_ENDS = (0, STOPPED_EXIT_CODE)
 # How long rank 0 may take to print the same mistake that another rank has already left for.
 MISTAKE_SECONDS = 10.0
-# A second SIGTERM sooner than this is the same request twice: `kill -TERM -group` reaches us directly and
-# through make or timeout.
+# The second request to stop makes ranks hurry, the third kills them. One that comes sooner than this is the
+# same request twice: `kill -TERM -group` reaches us directly and through make or timeout.
 AGAIN_SECONDS = 2.0
+REQUESTS = 3
 # Other signals kill a rank only as a consequence: NCCL and gloo abort (SIGABRT) when another rank is gone.
 CAUSES = (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS)
 TAIL_LINES = 10
@@ -48,8 +49,8 @@ def launch_ranks(
 
     Rank 0 prints to this terminal, rank N to `run_folder/logs/rank-N.log`. When a rank fails, the others
     get SIGTERM and, after `grace` seconds, SIGKILL. SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to
-    every rank; a second SIGINT or SIGTERM, two seconds later or more, kills them. Call it from the main
-    thread.
+    every rank: the first makes them save and leave, a second one, two seconds later or more, makes them hurry,
+    and a third SIGINT or SIGTERM kills them. Call it from the main thread.
 
     Args:
         command: the whole command line of a rank, the Python interpreter first.
@@ -86,15 +87,17 @@ def launch_ranks(
 def watch(ranks: Sequence[Rank], inbox: Inbox, grace: float) -> int:
     """Pass signals on until every rank has ended or one has failed; return the run's exit code."""
     started = time.monotonic()
-    asked_to_stop: float | None = None
+    requests: list[float] = []
     while any(rank.code is None for rank in ranks):
         now = time.monotonic()
         for number in inbox.take():
-            if number in STOPPING:
-                if asked_to_stop is not None and now - asked_to_stop > AGAIN_SECONDS:
-                    say(f"{number.name} again: killing the ranks")
+            if number in STOPPING and (not requests or now - requests[-1] > AGAIN_SECONDS):
+                requests.append(now)
+                if len(requests) == REQUESTS:
+                    say(f"{number.name} for the third time: killing the ranks")
                     return 128 + number
-                asked_to_stop = asked_to_stop or now
+                if len(requests) > 1:
+                    say(f"{number.name} again: hurrying; once more kills the ranks")
             for rank in ranks:
                 rank.send(FORWARDED[number])
         for rank in ranks:
@@ -104,7 +107,7 @@ def watch(ranks: Sequence[Rank], inbox: Inbox, grace: float) -> int:
             end_others(failed, ranks, grace)
             if failed.code == USER_MISTAKE:
                 take_mistake_back(failed, ranks)
-            elif asked_to_stop is None:
+            elif not requests:
                 say(failure_message(failed, len(ranks), now - started))
             return exit_code(failed)
         time.sleep(POLL_SECONDS)

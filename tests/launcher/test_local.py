@@ -285,7 +285,7 @@ def test_ctrl_c_and_a_closed_terminal_let_ranks_save(
     assert [signals_of(tmp_path, rank) for rank in range(2)] == [[received]] * 2
 
 
-def test_a_second_sigterm_kills_ranks_that_do_not_end(
+def test_a_third_sigterm_kills_ranks_that_do_not_end(
     script: Callable[[str], list[str]],
     start_launcher: Callable[[list[str]], subprocess.Popen[str]],
     tmp_path: Path,
@@ -295,9 +295,13 @@ def test_a_second_sigterm_kills_ranks_that_do_not_end(
     launcher.send_signal(signal.SIGTERM)
     time.sleep(2.2)  # sooner, it counts as the same request
     launcher.send_signal(signal.SIGTERM)
+    time.sleep(2.2)
+    assert launcher.poll() is None
+    launcher.send_signal(signal.SIGTERM)
     _, shown = launcher.communicate(timeout=20)
     assert launcher.returncode == 128 + signal.SIGTERM
-    assert "SIGTERM again" in shown
+    assert "SIGTERM again: hurrying" in shown
+    assert "SIGTERM for the third time: killing the ranks" in shown
     assert not any(running(pid) for pid in rank_pids(tmp_path))
 
 
