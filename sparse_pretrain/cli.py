@@ -255,12 +255,43 @@ def bench_masks_command(
     `bytes_per_weight`: of masks, for each prunable weight. `packed_…`: the same with one bit a weight.
     """
     from sparse_pretrain.bench.mask_settings import SHAPES, MaskBenchSettings, render
-    from sparse_pretrain.bench.run import bench_masks
+    from sparse_pretrain.bench.run import run_bench
 
     if model not in SHAPES:
         raise UserError(f"--model = {model!r}: must be one of {', '.join(SHAPES)}")
     short = {"length": 128, "steps": 2, "updates": 3} if quick else {}
-    numbers = bench_masks(MaskBenchSettings(model=model, stage=stage, **short), nproc)
+    numbers = run_bench("masks", MaskBenchSettings(model=model, stage=stage, **short), nproc)
+    print_json(numbers) if as_json else render(numbers, Console())
+
+
+@bench_app.command("checkpoint")
+def bench_checkpoint_command(
+    quick: Annotated[bool, typer.Option("--quick", help="short rows and few rounds: about a minute")] = False,
+    model: Annotated[str, typer.Option(help="bert-base, bert-large or tiny")] = "bert-base",
+    nproc: Annotated[int, typer.Option(help="ranks on this machine", min=1)] = 2,
+    stage: Annotated[int, typer.Option(help="ZeRO stage", min=1, max=3)] = 2,
+    folder: Annotated[
+        Path, typer.Option(help="a folder on the disk to measure; needs room for four checkpoints")
+    ] = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what checkpoints cost: training's wait, write throughput, size, resume.
+
+    `async_stall_ratio`: training stands still for an asynchronous save against a synchronous one.
+    `write_ratio`: bytes a second against `dd` with fsync on the same disk, side by side. `resume_s`: find the
+    newest checkpoint, check every checksum, restore. `size_ratio`: bytes against the least possible.
+    """
+    from sparse_pretrain.bench.checkpoint_settings import CheckpointBenchSettings, render
+    from sparse_pretrain.bench.mask_settings import SHAPES
+    from sparse_pretrain.bench.run import run_bench
+
+    if model not in SHAPES:
+        raise UserError(f"--model = {model!r}: must be one of {', '.join(SHAPES)}")
+    if not folder.is_dir():
+        raise UserError(f"--folder = {str(folder)!r}: no such folder")
+    short = {"length": 128, "rounds": 2} if quick else {}
+    settings = CheckpointBenchSettings(model=model, stage=stage, **short)
+    numbers = run_bench("checkpoint", settings, nproc, folder.resolve())
     print_json(numbers) if as_json else render(numbers, Console())
 
 

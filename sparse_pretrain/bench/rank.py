@@ -2,26 +2,24 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
+from sparse_pretrain.bench.checkpoint_settings import CheckpointBenchSettings
 from sparse_pretrain.bench.mask_settings import MaskBenchSettings
 from sparse_pretrain.files import write_json
 from sparse_pretrain.telemetry.console import redirect_output
 from sparse_pretrain.telemetry.rank_log import RankLog
-from sparse_pretrain.training.world import join_world, rank_from_environment
+from sparse_pretrain.training.world import World, join_world, rank_from_environment
 
 
-def main(folder: Path) -> None:
+def main(name: str, folder: Path) -> None:
     """Measure what `settings.json` says and, on rank 0, write `result.json` beside it."""
     rank, _, _ = rank_from_environment()
     redirect_output(RankLog(folder, rank), speaks=rank == 0)
-    # DeepSpeed prints while it is imported: only now does that go to the log.
-    from sparse_pretrain.bench.masks import measure
-
-    settings = MaskBenchSettings.model_validate_json((folder / "settings.json").read_text(encoding="utf-8"))
     world = join_world()
-    numbers = measure(world, settings)
+    numbers = measure(name, world, folder)
     if world.is_first:
         write_json(folder / "result.json", numbers)
     # No rank may leave while another one still talks to it.
@@ -29,5 +27,18 @@ def main(folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def measure(name: str, world: World, folder: Path) -> dict[str, Any]:
+    """Run the named benchmark."""
+    settings = (folder / "settings.json").read_text(encoding="utf-8")
+    # DeepSpeed prints while it is imported: only now does that go to the log.
+    if name == "masks":
+        from sparse_pretrain.bench.masks import measure as measure_masks
+
+        return measure_masks(world, MaskBenchSettings.model_validate_json(settings))
+    from sparse_pretrain.bench.checkpoint import measure as measure_checkpoint
+
+    return measure_checkpoint(world, CheckpointBenchSettings.model_validate_json(settings), folder)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))

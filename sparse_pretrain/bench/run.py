@@ -7,24 +7,29 @@ from typing import Any
 
 from launcher.environment import find_machine
 from launcher.local import launch_ranks
-from sparse_pretrain.bench.mask_settings import MaskBenchSettings
+from sparse_pretrain.config.base import Section
 from sparse_pretrain.files import read_json, write_text
 
 
-def bench_masks(settings: MaskBenchSettings, nproc: int) -> dict[str, Any]:
-    """Run the mask benchmark on `nproc` ranks of this machine; return what `bench.masks.measure` does.
+def run_bench(name: str, settings: Section, nproc: int, folder: Path | None = None) -> dict[str, Any]:
+    """Run a benchmark on `nproc` ranks of this machine; return what its `measure` does.
 
-    With `nproc` 0: one rank a GPU, or two where there is none.
+    Args:
+        name: `masks` or `checkpoint`.
+        settings: its own.
+        nproc: ranks; 0: one a GPU, or two where there is none.
+        folder: where it may write (a fresh folder is made in it and deleted); none: the system's temporary one.
 
     Raises:
         RuntimeError: a rank failed; its last lines were printed.
     """
-    with tempfile.TemporaryDirectory(prefix="bench-masks-") as name:
-        folder = Path(name)
-        write_text(folder / "settings.json", settings.model_dump_json())
+    with tempfile.TemporaryDirectory(prefix=f"bench-{name}-", dir=folder) as place:
+        workplace = Path(place)
+        write_text(workplace / "settings.json", settings.model_dump_json())
         ranks = nproc or len(find_machine().gpus) or 2
-        code = launch_ranks([sys.executable, "-m", "sparse_pretrain.bench.rank", name], ranks, folder)
+        command = [sys.executable, "-m", "sparse_pretrain.bench.rank", name, place]
+        code = launch_ranks(command, ranks, workplace)
         if code:
             raise RuntimeError(f"the benchmark's ranks ended with exit code {code}")
-        result: dict[str, Any] = read_json(folder / "result.json")
+        result: dict[str, Any] = read_json(workplace / "result.json")
         return result

@@ -1,9 +1,11 @@
 """Proof that the weights obey their masks."""
 
+import math
 from collections.abc import Iterable
 
 import torch
 
+from sparse_pretrain.pruning.bits import count_outside
 from sparse_pretrain.pruning.masks import MaskSet
 from sparse_pretrain.pruning.weights import WeightAccess
 
@@ -23,17 +25,15 @@ def find_fault(masks: MaskSet, weights: WeightAccess, frozen: bool) -> str | Non
     """
     for name in masks:
         start, working = weights.working(name)
-        if working.numel():
-            pruned = ~masks.part(name, start, working.numel())
-            if count := int(torch.count_nonzero(working[pruned])):
-                return (
-                    f"{name}: {count:,} weights outside the mask are not zero in the copy that forward uses"
-                )
-        part = weights.part(name)
-        if frozen and part is not None:
-            pruned = ~masks.part(name, part.start, part.master.numel())
-            if count := int(torch.count_nonzero(part.master[pruned])):
-                return f"{name}: {count:,} weights outside the frozen mask are not zero in the fp32 master"
+        count = count_outside(working, masks.part(name, start, working.numel()))
+        if count:
+            return f"{name}: {count:,} weights outside the mask are not zero in the copy that forward uses"
+        part = weights.part(name) if frozen else None
+        if part is None:
+            continue
+        count = count_outside(part.master, masks.part(name, part.start, part.master.numel()))
+        if count:
+            return f"{name}: {count:,} weights outside the frozen mask are not zero in the fp32 master"
     return None
 
 
@@ -41,7 +41,8 @@ def find_not_finite(names: Iterable[str], weights: WeightAccess) -> str | None:
     """Return the first of these parameters whose fp32 master has a NaN or infinity on this rank, or None."""
     for name in names:
         part = weights.part(name)
-        if part is not None and not bool(torch.isfinite(part.master).all()):
+        # The extremes are not finite when a value is not; looking at each value takes twenty times as long.
+        if part is not None and not all(math.isfinite(end) for end in torch.aminmax(part.master)):
             count = int(torch.count_nonzero(~torch.isfinite(part.master)))
             return f"{name}: {count:,} weights are NaN or infinite"
     return None

@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.batch import Batch, Counts
-from sparse_pretrain.data.loader import TrainingLoader
 from sparse_pretrain.distillation.objective import Answer, GlobalLosses, Losses, Objective
 from sparse_pretrain.distillation.temperature import temperature_at
 from sparse_pretrain.pruning.pruner import Pruner
@@ -30,6 +29,27 @@ class Teacher(Protocol):
 
     def __call__(self, batch: Batch) -> Answer:
         """Answer without gradient."""
+        ...
+
+
+class Loader(Protocol):
+    """Training batches, and the position in the data."""
+
+    @property
+    def samples_seen(self) -> int:
+        """Samples of the stream that were used."""
+        ...
+
+    def next_step(self) -> list[Batch]:
+        """Return this rank's micro-batches of the next global batch."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a position."""
         ...
 
 
@@ -92,7 +112,7 @@ class Trainer:
         engine: Engine,
         teachers: Sequence[Teacher],
         objective: Objective,
-        loader: TrainingLoader,
+        loader: Loader,
         pruner: Pruner | None,
         validation: Callable[[], Sequence[Batch]],
         callbacks: Sequence[Callback],
