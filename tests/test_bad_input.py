@@ -266,17 +266,35 @@ def test_a_checkpoint_that_does_not_fit_or_is_broken(workplace: Path) -> None:
     short = ("steps=2", "pruning=null", "learning_rate.kind=linear", "checkpoint.every=2")
     done = run_program(*tiny(*short))
     assert done.returncode == 0, done.stdout + done.stderr
-    line = program_mistake(*tiny(*short, "model.config.hidden_size=48"))
+    wider = tiny(*short, "model.config.hidden_size=48")
+    line = program_mistake(*wider)
+    assert line.startswith(
+        "run/checkpoints/step-0000002: the recipe would train something else from here on: "
+    )
+    assert (
+        "model.config.hidden_size: 32 -> 48; change it back, go on nevertheless with --allow-change" in line
+    )
+    line = program_mistake(*wider, "--allow-change")
     assert "run/checkpoints/step-0000002: " in line
     assert "give the same model, or start in another output folder" in line
     tiny_prepared(workplace / "other", seed=1)
     assert program_mistake(*tiny(*short, data="other")).startswith("data.path: this data has fingerprint ")
     weights = next(Path("run/checkpoints/step-0000002/weights").iterdir())
-    damaged = bytearray(weights.read_bytes())
-    damaged[-1] ^= 1
-    weights.write_bytes(damaged)
+    whole = weights.read_bytes()
+    weights.unlink()
+    assert f"weights/{weights.name} is missing; none of 1 checkpoints is whole" in program_mistake(
+        *tiny(*short)
+    )
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     line = program_mistake(*tiny(*short))
     assert line.startswith(
         f"run/checkpoints/step-0000002: weights/{weights.name} does not match its checksum"
     )
     assert "none of 1 checkpoints is whole" in line
+    weights.write_bytes(whole)
+    line = program_mistake(*tiny(*short, "checkpoint.resume=false"))
+    assert line.startswith("checkpoint.resume = false: run/checkpoints holds checkpoints")
+    Path("taken").mkdir()
+    Path("taken/checkpoints").write_text("a file")
+    line = program_mistake("train", "train-tiny", "output=taken", "data.path=inputs/data")
+    assert line.startswith("taken/checkpoints: File exists")

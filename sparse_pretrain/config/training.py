@@ -76,6 +76,11 @@ class CheckpointSection(Section):
     asynchronous: bool = Field(
         True, description="write while training goes on; takes host memory for a copy of each rank's shards"
     )
+    local: Path | None = Field(
+        None,
+        description="folder on a fast disk of each machine: written first, then copied to the run folder; a save "
+        "that is complete there only is finished by the next start on the same machines",
+    )
     compression: Literal["none", "zeros"] = Field(
         "zeros", description="zeros: leave zeros out, exactly; what is pruned behind the freeze takes no room"
     )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from sparse_pretrain.checkpoint.fence import Claim
 from sparse_pretrain.checkpoint.layout import CHECKPOINTS
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.batch import Batch
@@ -66,9 +67,14 @@ def build_pruner(recipe: TrainRecipe, inputs: Inputs, engine: Engine) -> Pruner 
 
 
 def build_trainer(
-    recipe: TrainRecipe, inputs: Inputs, world: World, precision: Resolved, callbacks: Sequence[Callback]
+    recipe: TrainRecipe,
+    inputs: Inputs,
+    world: World,
+    precision: Resolved,
+    callbacks: Sequence[Callback],
+    claimed: Claim | None = None,
 ) -> tuple[Trainer, Saver]:
-    """Build everything a run needs, at step 0 (collective).
+    """Build everything a run needs, at step 0 (collective); `claimed` when this start has already taken over.
 
     Raises:
         UserError: weights cannot be loaded, or there are fewer rows than ranks.
@@ -103,5 +109,6 @@ def build_trainer(
         world.on_first(lambda: teacher_identity(recipe)),
         inputs.tokenizer,
         inputs.config,
+        claimed,
     )
     return trainer, saver

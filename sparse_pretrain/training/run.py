@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from sparse_pretrain.checkpoint.fence import Claim, read_owner
 from sparse_pretrain.checkpoint.integrity import newest_whole
 from sparse_pretrain.checkpoint.layout import CHECKPOINTS, STATE, saved_steps, step_folder
+from sparse_pretrain.checkpoint.local_disk import finish_local_save
 from sparse_pretrain.checkpoint.staging import finish_replacements
-from sparse_pretrain.config.changes import recipe_changes
+from sparse_pretrain.config.changes import Change, recipe_changes
 from sparse_pretrain.config.load import to_yaml
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.loader import Slice
@@ -28,6 +30,7 @@ from sparse_pretrain.training.precision import Resolved, resolve_precision
 from sparse_pretrain.training.provenance import provenance
 from sparse_pretrain.training.signals import STOPPED_EXIT_CODE, StopFlag
 from sparse_pretrain.training.stored_teacher import check_stored_samples
+from sparse_pretrain.training.takeover import take_over
 from sparse_pretrain.training.world import World, join_world, rank_from_environment
 
 if TYPE_CHECKING:
@@ -119,15 +122,19 @@ def _prepare(
         MetricsLog(folder / "metrics.jsonl", recipe.logging.every),
         TensorBoardWriter(folder / "tensorboard", recipe.logging.every),
     ]
+    claimed = use_local_saves(recipe, world, console)
     checkpoint, broken = find_checkpoint(recipe, world, console)
+    changes: list[Change] = []
     if checkpoint is not None:
         # Before minutes are spent on building what must not go on.
-        world.on_first(lambda: check_changes(checkpoint, recipe, allow_change, console))
-    trainer, saver = build_trainer(recipe, inputs, world, precision, callbacks)
+        changes = world.on_first(lambda: check_changes(checkpoint, recipe, allow_change))
+    trainer, saver = build_trainer(recipe, inputs, world, precision, callbacks, claimed)
     saver.broken = broken
     if checkpoint is not None:
         restore(trainer, checkpoint, saver.teacher_identity)
         check_stored_samples(recipe, trainer.step, trainer.loader.samples_seen)
+        for change in changes:
+            console.print(f"{label}: recipe changed: {change}", soft_wrap=True)
         console.print(f"{label}: continuing from {checkpoint}", soft_wrap=True)
     if trainer.step < recipe.steps:
         saver.take_over(world)
@@ -186,6 +193,29 @@ def draw(folder: Path, console: Console) -> None:
         console.print(f"{folder / 'plots'}: not drawn ({type(error).__name__}: {shown})", soft_wrap=True)
 
 
+def use_local_saves(recipe: TrainRecipe, world: World, console: Console) -> Claim | None:
+    """Finish a save that the machines' own disks hold and the run folder lacks (collective).
+
+    Returns:
+        This start's claim, when there was one to finish.
+    """
+    local, checkpoints = recipe.checkpoint.local, recipe.output / CHECKPOINTS
+    if local is None or not recipe.checkpoint.resume:
+        return None
+    claims: list[Claim] = []
+
+    def claim() -> Claim:
+        claims.append(take_over(checkpoints, world))
+        return claims[0]
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
+    owner = world.on_first(lambda: read_owner(checkpoints))
+    finish_local_save(checkpoints, local, owner.run if owner else None, world, claim, say)
+    return claims[0] if claims else None
+
+
 def find_checkpoint(
     recipe: TrainRecipe, world: World, console: Console
 ) -> tuple[Path | None, dict[int, str]]:
@@ -206,19 +236,17 @@ def find_checkpoint(
     return newest_whole(checkpoints, world, lambda text: console.print(text, soft_wrap=True))
 
 
-def check_changes(checkpoint: Path, recipe: TrainRecipe, allowed: bool, console: Console) -> None:
-    """Show which settings differ from those that a checkpoint was saved with; refuse some.
+def check_changes(checkpoint: Path, recipe: TrainRecipe, allowed: bool) -> list[Change]:
+    """Return which settings differ from those that a checkpoint was saved with; refuse some.
 
     Raises:
         UserError: a change that changes what is trained, and it is not `allowed`.
     """
-    state = read_json(checkpoint / STATE)
-    changes = recipe_changes(state["recipe"], recipe.model_dump(mode="json"))
-    for change in changes:
-        console.print(f"recipe changed since step {state['step']}: {change}", soft_wrap=True)
-    breaking = [change.key for change in changes if change.breaks]
+    changes = recipe_changes(read_json(checkpoint / STATE)["recipe"], recipe.model_dump(mode="json"))
+    breaking = [str(change) for change in changes if change.breaks]
     if breaking and not allowed:
         raise UserError(
-            f"{checkpoint}: trained with another {', '.join(breaking)}; --allow-change goes on nevertheless, another "
-            "output starts afresh"
+            f"{checkpoint}: the recipe would train something else from here on: {'; '.join(breaking)}; change it back, "
+            "go on nevertheless with --allow-change, or start in another output folder"
         )
+    return changes

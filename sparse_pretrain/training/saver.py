@@ -6,20 +6,18 @@ precedes), and writes, checksums and forces them to the disk while training goes
 done, which ranks learn from the sum they make at each step anyway, `commit` gives the checkpoint its name.
 """
 
-import errno
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from sparse_pretrain.checkpoint.fence import Claim, check_owner, claim, locked
+from sparse_pretrain.checkpoint.fence import Claim, check_owner, locked
 from sparse_pretrain.checkpoint.integrity import FileFacts
 from sparse_pretrain.checkpoint.layout import MODEL, STATE, staging_folder, weight_file
+from sparse_pretrain.checkpoint.local_disk import copy_files, forget_local, local_folder, note_share
 from sparse_pretrain.checkpoint.shards import Piece, write_rank
 from sparse_pretrain.checkpoint.staging import (
-    clear_leftovers,
     commit,
     delete_old,
     describe_files,
@@ -34,10 +32,9 @@ from sparse_pretrain.pruning.verify import BrokenWeightsError, find_not_finite
 from sparse_pretrain.training.callback import CheckpointReport
 from sparse_pretrain.training.host_copies import HostCopies
 from sparse_pretrain.training.state import pieces, random_states, shared_state
+from sparse_pretrain.training.takeover import on_disk, reason, take_over
 from sparse_pretrain.training.trainer import Trainer
 from sparse_pretrain.training.world import World
-
-T = TypeVar("T")
 
 # Beside the shards: masks, state, tokenizer. A vocabulary and its merges are a few MB.
 SHARED_BYTES = 16_000_000
@@ -93,8 +90,18 @@ class Saver:
         teacher_identity: str | None,
         tokenizer: Any,
         config: Any,
+        claimed: Claim | None = None,
     ) -> None:
-        """Save into the folder `checkpoints`; `tokenizer` and `config` go beside the weights."""
+        """Save into the folder `checkpoints`.
+
+        Args:
+            checkpoints: of the run.
+            section: the recipe's.
+            teacher_identity: what a resumed run compares.
+            tokenizer: goes beside the weights.
+            config: the architecture; goes beside the weights.
+            claimed: when this start has already taken over.
+        """
         self.checkpoints = checkpoints
         self.teacher_identity = teacher_identity
         self.broken: dict[int, str] = {}
@@ -102,7 +109,7 @@ class Saver:
         self._section = section
         self._tokenizer = tokenizer
         self._config = config
-        self._claim: Claim | None = None
+        self._claim = claimed
         self._share: Share | None = None
         self._copies: HostCopies | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -117,20 +124,8 @@ class Saver:
             UserError: another process trains in the folder, or it cannot be written.
         """
         if self._claim is None:
-            self._claim = world.on_first(lambda: self._on_disk(self._take_over))
+            self._claim = take_over(self.checkpoints, world)
         return self._claim
-
-    def _take_over(self) -> Claim:
-        mine = claim(self.checkpoints)
-        clear_leftovers(self.checkpoints)
-        return mine
-
-    def _on_disk(self, action: Callable[[], T]) -> T:
-        """Do something that the disk may refuse; then it is the user who can help."""
-        try:
-            return action()
-        except OSError as error:
-            raise UserError(f"{self.checkpoints}: {reason(error)}") from None
 
     # --- what the trainer calls ---------------------------------------------------------------------
 
@@ -159,7 +154,9 @@ class Saver:
         sizes = world.gather(sum(piece.values.nbytes for piece in listed))
         needed = sum(sizes) + SHARED_BYTES
         world.on_first(
-            lambda: self._on_disk(lambda: prepare_staging(self.checkpoints, trainer.step, mine, needed))
+            lambda: on_disk(
+                self.checkpoints, lambda: prepare_staging(self.checkpoints, trainer.step, mine, needed)
+            )
         )
         if self._copies is None:
             self._copies = HostCopies(world.device)
@@ -195,7 +192,7 @@ class Saver:
         self._share = None
         last_good = trainer.last_checkpoint
         folder, size = world.on_first(
-            lambda: self._on_disk(lambda: self._commit(share.step, mine, everyone, last_good))
+            lambda: on_disk(self.checkpoints, lambda: self._commit(share.step, mine, everyone, last_good))
         )
         now = time.perf_counter()
         self.longest_seconds = max(self.longest_seconds, now - share.began)
@@ -208,8 +205,7 @@ class Saver:
                 waited=share.waited + now - began,
             )
         )
-        if world.is_first:
-            self._cleaner.submit(self._retain, share.step)
+        self._cleaner.submit(self._clean, share.step, mine, world.is_first)
 
     def close(self) -> None:
         """Wait until old checkpoints are deleted; after the last save."""
@@ -247,7 +243,9 @@ class Saver:
             listed, masks, fault = copied.result()
             if fault is not None:
                 return Written(fault=fault)
-            folder = staging_folder(self.checkpoints, step, mine.start)
+            shared = staging_folder(self.checkpoints, step, mine.start)
+            local = self._section.local
+            folder = shared if local is None else local_folder(local, mine, step)
             files = {}
             if state is not None:
                 if masks is not None:
@@ -257,7 +255,9 @@ class Saver:
                 digest = None if masks is None else masks.digest()
                 write_json(folder / STATE, {**state, "masks": digest, "run": mine.run, "start": mine.start})
                 files = describe_files(folder)
-            shard = weight_file(folder, trainer.world.rank)
+            rank, ranks = trainer.world.rank, trainer.world.size
+            shard = weight_file(folder, rank)
+            shard.parent.mkdir(parents=True, exist_ok=True)
             files[shard.relative_to(folder).as_posix()] = write_rank(
                 shard,
                 listed,
@@ -266,6 +266,9 @@ class Saver:
                 origin=f"run {mine.run}, step {step}",
                 without_zeros=self._section.compression == "zeros",
             )
+            if local is not None:
+                note_share(folder, step, mine.start, rank, ranks, files)
+                copy_files(folder, shared, files)
             return Written(files, masks=None if masks is None else masks.digest())
         except OSError as error:
             return Written(error=reason(error))
@@ -301,18 +304,12 @@ class Saver:
                 )
         return None
 
-    def _retain(self, committed: int) -> None:
-        """Delete checkpoints beyond what is kept; the one that was just committed is none of the broken."""
+    def _clean(self, committed: int, mine: Claim, is_first: bool) -> None:
+        """Delete checkpoints beyond what is kept, and what this machine's own disk holds of committed ones."""
+        if self._section.local is not None:
+            forget_local(self._section.local, mine.run, committed)
+        if not is_first:
+            return
+        # What was just committed is none of the broken ones any more.
         self.broken.pop(committed, None)
         delete_old(self.checkpoints, self._section.keep.last, self._section.keep.every, self.broken)
-
-
-def reason(error: OSError) -> str:
-    """Return an operating-system error for people, with the file where there is one."""
-    hint = ""
-    if error.errno == errno.ENOSPC or error.errno is None:
-        hint = "; free some, or lower checkpoint.keep.last"
-    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        hint = "; make the folder writable, or choose another output"
-    where = f" ({error.filename})" if error.filename else ""
-    return f"{error.strerror or error}{where}{hint}"
