@@ -106,6 +106,7 @@ def stop_everywhere(
         return [*ends, checkpoints]
 
 
+@pytest.mark.slow
 def test_a_save_that_is_killed_anywhere_leaves_the_last_checkpoint_or_the_new_one(tmp_path: Path) -> None:
     ends = stop_everywhere(tmp_path, lambda folder: save(folder, 10), lambda folder: save(folder, 20))
     assert len(ends) > 20
