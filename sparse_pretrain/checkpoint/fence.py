@@ -54,10 +54,21 @@ def read_owner(checkpoints: Path) -> Claim | None:
     if not path.is_file():
         return None
     try:
-        return Claim(**read_json(path))
+        owner = Claim(**read_json(path))
     except (UserError, TypeError):
         # Whatever it was: the next claim replaces it.
         return None
+    return owner if is_sound(owner) else None
+
+
+def is_sound(owner: Claim) -> bool:
+    """Say whether every field is what it should be; they were read from a file."""
+    texts, numbers = (owner.run, owner.token, owner.host), (owner.start, owner.process)
+    return (
+        all(type(text) is str for text in texts)
+        and all(type(number) is int and number > 0 for number in numbers)
+        and type(owner.process_started) in (int, float)
+    )
 
 
 def claim(checkpoints: Path) -> Claim:

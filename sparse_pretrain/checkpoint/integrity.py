@@ -101,6 +101,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise ValueError(f"{MANIFEST} is not valid JSON") from None
     except ValueError as error:
         raise ValueError(f"{MANIFEST} is not readable ({error})") from None
+    except OSError as error:
+        raise ValueError(f"{MANIFEST} cannot be read ({error.strerror})") from None
     outside = [
         name for name in manifest.files if PurePosixPath(name).is_absolute() or ".." in name.split("/")
     ]
@@ -122,6 +124,9 @@ def problem_with_file(folder: Path, name: str, facts: FileFacts, checksums: bool
         return f"{name} is missing"
     except OSError as error:
         return f"{name} cannot be read ({error.strerror})"
+    except ValueError as error:
+        # A name that no file can have.
+        return f"{name!a} cannot be read ({error})"
     return None
 
 

@@ -51,8 +51,10 @@ def weight_file(folder: Path, rank: int) -> Path:
 
 def saved_steps(checkpoints: Path) -> list[int]:
     """Return the steps of committed checkpoints, ascending."""
-    names = (STEP_NAME.fullmatch(path.name) for path in checkpoints.glob("step-*"))
-    return sorted(int(match.group(1)) for match in names if match is not None)
+    matches = (STEP_NAME.fullmatch(path.name) for path in checkpoints.glob("step-*"))
+    steps = ((int(match.group(1)), match.string) for match in matches if match is not None)
+    # Another spelling of a number, such as step-00000010, would lead to a folder that is not there.
+    return sorted(step for step, name in steps if name == step_folder(checkpoints, step).name)
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -73,14 +73,14 @@ def write_rank(
     tensors: dict[str, Tensor] = {}
     starts: dict[str, int] = {}
     lengths: dict[str, int] = {}
-    for kind, name, start, values in pieces:
-        key = f"{kind}/{name}"
+    for kind, name, start, live in pieces:
+        key, values = f"{kind}/{name}", live.detach()
         starts[key] = start
         if without_zeros and is_worth_it(values):
             lengths[key] = values.numel()
             tensors[NONZERO + key], tensors[key] = drop_zeros(values)
         else:
-            tensors[key] = values.detach().contiguous()
+            tensors[key] = values.contiguous()
     tensors.update({EXTRA + name: tensor.cpu().contiguous() for name, tensor in extra.items()})
     metadata = {
         "format": FORMAT,
@@ -122,19 +122,27 @@ class FragmentReader:
                     raise ValueError(f"its format is {metadata.get('format')}, this program reads {FORMAT}")
                 starts: dict[str, int] = json.loads(metadata["starts"])
                 lengths: dict[str, int] = json.loads(metadata["lengths"])
-                shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
-            except (SafetensorError, KeyError, ValueError, OSError) as error:
+                shapes = {name: torch.Size(shape) for name, shape in json.loads(metadata["shapes"]).items()}
+                belongs_to = metadata["origin"]
+                stored = {
+                    key: _Stored(
+                        start,
+                        lengths[key] if key in lengths else file.get_slice(key).get_shape()[0],
+                        len(self._files),
+                        key in lengths,
+                    )
+                    for key, start in starts.items()
+                }
+            except (SafetensorError, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
                 raise UserError(f"{path}: not a shard of a checkpoint ({error})") from None
-            if origin not in (None, metadata["origin"]):
+            if origin not in (None, belongs_to):
                 raise UserError(
-                    f"{path}: belongs to {metadata['origin']}, the shards before it to {origin}; they cannot be mixed"
+                    f"{path}: belongs to {belongs_to}, the shards before it to {origin}; they cannot be mixed"
                 )
-            origin = metadata["origin"]
-            self.shapes.update({name: torch.Size(shape) for name, shape in shapes.items()})
-            for key, start in starts.items():
-                length = lengths[key] if key in lengths else file.get_slice(key).get_shape()[0]
-                stored = _Stored(start, length, len(self._files), key in lengths)
-                self._pieces.setdefault(key, []).append(stored)
+            origin = belongs_to
+            self.shapes.update(shapes)
+            for key, piece in stored.items():
+                self._pieces.setdefault(key, []).append(piece)
             self._files.append(file)
 
     def kinds(self, name: str) -> list[str]:
@@ -154,9 +162,10 @@ class FragmentReader:
         key = f"{kind}/{name}"
         result = torch.empty(length, dtype=torch.float32)
         found = 0
-        for piece in self._pieces.get(key, []):
-            first, last = max(start, piece.start), min(start + length, piece.start + piece.length)
-            if first < last:
+        # In order, and from where the one before ended: what two ranks hold is not counted twice.
+        for piece in sorted(self._pieces.get(key, [])):
+            first, last = max(start + found, piece.start), min(start + length, piece.start + piece.length)
+            if first < last and first == start + found:
                 values = self._part(key, piece, first - piece.start, last - first)
                 result[first - start : last - start] = values
                 found += last - first

@@ -56,11 +56,16 @@ def megabytes(count: int) -> str:
 
 
 def describe_files(folder: Path) -> dict[str, FileFacts]:
-    """Force all files below `folder` to the disk, and return what the manifest is to say of them."""
+    """Force what the ranks have in common to the disk, and return what the manifest is to say of it.
+
+    The ranks' shards are left out: they are being written meanwhile, and each rank tells of its own.
+    """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        fsync_file(path)
-        files[path.relative_to(folder).as_posix()] = FileFacts(path.stat().st_size, sha256_file(path))
+        name = path.relative_to(folder)
+        if name.parts[0] != WEIGHTS:
+            fsync_file(path)
+            files[name.as_posix()] = FileFacts(path.stat().st_size, sha256_file(path))
     return files
 
 
@@ -124,6 +129,8 @@ def delete_old(checkpoints: Path, last: int, every: int | None, broken: Collecti
     for step in gone:
         # Under another name it is no checkpoint any more, however far the deletion gets.
         doomed = checkpoints / f".step-{step:07d}.deleted{PARTIAL}"
+        # Of a deletion that did not get far; a rename does not replace a folder with something in it.
+        shutil.rmtree(doomed, ignore_errors=True)
         step_folder(checkpoints, step).rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
     return gone

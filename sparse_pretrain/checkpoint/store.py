@@ -18,7 +18,7 @@ def open_weights(folder: Path) -> FragmentReader:
     Raises:
         UserError: one is broken.
     """
-    return FragmentReader(sorted((folder / WEIGHTS).iterdir()))
+    return FragmentReader(sorted((folder / WEIGHTS).glob("rank-*.safetensors")))
 
 
 def read_masks(folder: Path) -> MaskSet | None:

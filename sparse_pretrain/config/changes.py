@@ -1,6 +1,6 @@
 """Which settings differ between two recipes, and which of those change what is trained."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 # Settings that may differ between two starts of one run: where it writes, how it is spread over machines, what
@@ -23,6 +23,18 @@ HARMLESS = (
     "distillation.placement",
     "distillation.precomputed",
     "distillation.teacher",
+)
+
+# Mappings whose keys the recipe's author chooses: one that was not there before is a change. Elsewhere it is a
+# setting that an older program did not know.
+OPEN = (
+    "model.config",
+    "pruning.table",
+    "pruning.allocation.groups",
+    "pruning.allocation.targets",
+    "pruning.scorer.options",
+    "distillation.hidden.layers",
+    "distillation.attention.layers",
 )
 
 
@@ -53,7 +65,7 @@ def recipe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
     old, new = flatten(before), flatten(after)
     changes = []
     for key in sorted(old.keys() | new.keys()):
-        if key not in old and not is_below_any(key, old):
+        if key not in old and not is_below_any(key, old) and not is_below_any(key, OPEN):
             continue
         if old.get(key) != new.get(key) and not is_replaced_section(key, old, new):
             changes.append(Change(key, old.get(key), new.get(key), not is_harmless(key)))
@@ -62,19 +74,22 @@ def recipe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
 
 def is_harmless(key: str) -> bool:
     """Say whether a setting may differ without changing what is trained."""
-    return any(key == harmless or key.startswith(f"{harmless}.") for harmless in HARMLESS)
+    return key in HARMLESS or is_below_any(key, HARMLESS)
 
 
-def is_below_any(key: str, flat: Mapping[str, object]) -> bool:
-    """Say whether a key lies in a section that `flat` has as one value (such as `pruning: null`)."""
+def is_below_any(key: str, sections: Container[str]) -> bool:
+    """Say whether a key lies in one of some sections (in a flat recipe: one of one value, such as `pruning: null`)."""
     parts = key.split(".")
-    return any(".".join(parts[:length]) in flat for length in range(1, len(parts)))
+    return any(".".join(parts[:length]) in sections for length in range(1, len(parts)))
 
 
 def is_replaced_section(key: str, old: Mapping[str, object], new: Mapping[str, object]) -> bool:
-    """Say whether a key is a null that became a section, or the other way round: its keys tell the story."""
+    """Say whether a key is an empty mapping that was filled, or the other way round: its keys tell the story.
+
+    (A null that became a section is null on both sides: no difference to begin with.)
+    """
     flat = new if key in old else old
-    return (old.get(key), new.get(key)) == (None, None) and any(other.startswith(f"{key}.") for other in flat)
+    return (old.get(key) or new.get(key)) in (None, {}) and any(other.startswith(f"{key}.") for other in flat)
 
 
 def flatten(values: object, prefix: str = "") -> dict[str, object]:
