@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from sparse_pretrain import __version__
+from sparse_pretrain.cli_checkpoint import app as checkpoint_app
 from sparse_pretrain.config.load import load_recipe
 from sparse_pretrain.errors import UserError
 
@@ -32,6 +33,7 @@ bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks: ratios measured 
 app.add_typer(data_app, name="data")
 app.add_typer(launch_app, name="launch")
 app.add_typer(bench_app, name="bench")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 RecipeArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped recipe")]
 OverridesArgument = Annotated[

@@ -1,14 +1,16 @@
 """A safetensors file written in one pass: checksummed while it is written, forced to the disk, never in memory twice.
 
-The library's own writer would have to read a file of gigabytes again for its checksum. The format is a length
-(8 bytes, little-endian), a JSON header of that length, and the tensors' bytes back to back.
+The library's own writer would have to read a file of gigabytes again for its checksum, and wants all tensors at
+once. The format is a length (8 bytes, little-endian), a JSON header of that length, and the tensors' bytes back
+to back.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,30 @@ ALIGNMENT = 8
 CHUNK = 2**23
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> FileFacts:
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is made when its turn to be written comes, and let go afterwards.
+
+    Attributes:
+        dtype: of what `load` will return.
+        shape: of what `load` will return.
+        load: returns it, on the CPU; called once.
+    """
+
+    dtype: torch.dtype
+    shape: torch.Size
+    load: Callable[[], Tensor]
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor | LazyTensor], metadata: Mapping[str, str]
+) -> FileFacts:
     """Write a new safetensors file and force it to the disk.
 
     Args:
         path: where.
-        tensors: contiguous, on the CPU; not copied.
+        tensors: contiguous, on the CPU; not copied. Of lazy ones one is in memory at a time, and at most the
+            end of the one before, while its checksum is computed.
         metadata: strings for the header.
 
     Returns:
@@ -41,9 +61,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     Raises:
         OSError: the disk refused; what was written so far stays.
+        ValueError: a lazy tensor is not what it was announced to be; what was written so far stays.
     """
     # Alignment: the wide types first, whatever their order was.
-    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
     digest = hashlib.sha256()
     size = 0
     # The checksum of one chunk is computed while the next one is written; a single thread keeps their order.
@@ -56,16 +77,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             if pending is not None:
                 pending.result()
             pending = hashed
+            # Else the loop would hold on to one tensor while the next one is loaded.
+            del chunk
         os.fsync(file.fileno())
     return FileFacts(size, digest.hexdigest())
 
 
-def header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+def header(tensors: Mapping[str, Tensor | LazyTensor], metadata: Mapping[str, str]) -> bytes:
     """Return a safetensors header, padded with spaces so that the tensors are aligned."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, tensor in tensors.items():
-        end = offset + tensor.numel() * tensor.element_size()
+        end = offset + tensor.shape.numel() * tensor.dtype.itemsize
         entries[name] = {
             "dtype": NAMES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -77,14 +100,38 @@ def header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def chunks(start: bytes, tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
-    """Yield the file's bytes, at most `CHUNK` at a time; tensors are not copied."""
+def chunks(start: bytes, tensors: Mapping[str, Tensor | LazyTensor]) -> Iterator[memoryview]:
+    """Yield the file's bytes, at most `CHUNK` at a time; tensors are not copied.
+
+    Raises:
+        ValueError: a lazy tensor has another type or shape than the header says.
+    """
     yield memoryview(start)
-    for tensor in tensors.values():
-        bytes_of_tensor: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()
-        whole = memoryview(bytes_of_tensor)
-        for first in range(0, len(whole), CHUNK):
-            yield whole[first : first + CHUNK]
+    for name, tensor in tensors.items():
+        yield from chunks_of(tensor if isinstance(tensor, Tensor) else loaded(name, tensor))
+
+
+def loaded(name: str, lazy: LazyTensor) -> Tensor:
+    """Return a lazy tensor's values.
+
+    Raises:
+        ValueError: they have another type or shape than announced.
+    """
+    tensor = lazy.load()
+    if (tensor.dtype, tensor.shape) != (lazy.dtype, lazy.shape):
+        raise ValueError(
+            f"{name}: {tensor.dtype} of shape {list(tensor.shape)}, announced as {lazy.dtype} of shape "
+            f"{list(lazy.shape)}"
+        )
+    return tensor.contiguous()
+
+
+def chunks_of(tensor: Tensor) -> Iterator[memoryview]:
+    """Yield a contiguous tensor's bytes, at most `CHUNK` at a time."""
+    bytes_of_tensor: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    whole = memoryview(bytes_of_tensor)
+    for first in range(0, len(whole), CHUNK):
+        yield whole[first : first + CHUNK]
 
 
 def write_all(descriptor: int, chunk: memoryview) -> None:
