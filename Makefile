@@ -1,7 +1,7 @@
 # `make demo` and `make test` set everything up by themselves: a .venv with pinned versions, made once.
 # Needs Python 3.11+ and g++ (launcher/setup.sh says so in one line when something is missing).
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast-test lint wheel clean
+.PHONY: help demo test fast-test chaos lint wheel clean
 
 READY := .venv/.ready
 
@@ -24,6 +24,9 @@ test: lint  ## lint, types, every test (PYTEST_ARGS="tests/pruning -x" to choose
 
 fast-test: $(READY)  ## only the tests that take less than ten seconds each
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+chaos: $(READY)  ## 100 kills, damaged files and full disks; half an hour (CHAOS_ARGS="--faults 20 --seed 1")
+	HF_HUB_OFFLINE=1 .venv/bin/python -m tests.chaos $(CHAOS_ARGS)
 
 lint: $(READY)  ## ruff (rules and format) and mypy --strict
 	.venv/bin/ruff check .

@@ -1,0 +1,1 @@
+"""Kills, damages and fills the disk of real runs, and proves that nothing is lost (`python -m tests.chaos`)."""
