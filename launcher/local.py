@@ -10,6 +10,8 @@ from pathlib import Path
 from launcher.environment import Machine, check_tools, find_machine, free_port, shared_environment
 from launcher.rank import Rank, start_rank
 from launcher.signals import FORWARDED, STOPPING, Inbox, noted_signals
+from sparse_pretrain.checkpoint.fence import read_owner
+from sparse_pretrain.checkpoint.layout import CHECKPOINTS
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.training.signals import STOPPED_EXIT_CODE
 
@@ -78,13 +80,13 @@ def launch_ranks(
         try:
             for number in range(nproc):
                 ranks.append(start_rank(command, number, shared, run_folder))
-            return watch(ranks, inbox, grace)
+            return watch(ranks, inbox, grace, run_folder)
         finally:
             for rank in ranks:
                 rank.kill()
 
 
-def watch(ranks: Sequence[Rank], inbox: Inbox, grace: float) -> int:
+def watch(ranks: Sequence[Rank], inbox: Inbox, grace: float, run_folder: Path) -> int:
     """Pass signals on until every rank has ended or one has failed; return the run's exit code."""
     started = time.monotonic()
     requests: list[float] = []
@@ -106,7 +108,9 @@ def watch(ranks: Sequence[Rank], inbox: Inbox, grace: float) -> int:
         if failed is not None:
             end_others(failed, ranks, grace)
             if failed.code == USER_MISTAKE:
-                take_mistake_back(failed, ranks)
+                # Behind the start it is a full disk, say: rank 0 has said so, and the logs stay.
+                if not has_begun(ranks[0], run_folder):
+                    take_mistake_back(failed, ranks)
             elif not requests:
                 say(failure_message(failed, len(ranks), now - started))
             return exit_code(failed)
@@ -142,6 +146,12 @@ def take_mistake_back(failed: Rank, ranks: Sequence[Rank]) -> None:
         say("\n".join(lines) or f"rank {failed.number} ended with exit code {USER_MISTAKE} without a message")
     for rank in reversed(ranks):
         rank.log.forget()
+
+
+def has_begun(first: Rank, run_folder: Path) -> bool:
+    """Say whether rank 0 got as far as training: then it owns the run's checkpoints."""
+    owner = read_owner(run_folder / CHECKPOINTS)
+    return owner is not None and owner.process == first.process.pid
 
 
 def exit_code(failed: Rank) -> int:

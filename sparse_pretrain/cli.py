@@ -3,19 +3,19 @@
 Libraries are imported inside the commands: `--help` must not wait for torch.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
 
 from sparse_pretrain import __version__
 from sparse_pretrain.cli_checkpoint import app as checkpoint_app
+from sparse_pretrain.cli_json import JsonOption, print_json
 from sparse_pretrain.config.load import load_recipe
-from sparse_pretrain.errors import UserError
+from sparse_pretrain.errors import FailedError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,12 +44,6 @@ AllowChangeOption = Annotated[
     bool,
     typer.Option("--allow-change", help="continue a run although its recipe now trains something else"),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
-
-
-def print_json(value: Any) -> None:
-    """Print a value as JSON on stdout."""
-    print(json.dumps(value, indent=2))
 
 
 @app.command("recipes")
@@ -167,9 +161,13 @@ def launch_local_command(
     """
     from launcher.environment import find_machine
     from launcher.local import launch_local
+    from sparse_pretrain.checkpoint.fence import refuse_second_writer
+    from sparse_pretrain.checkpoint.layout import CHECKPOINTS
     from sparse_pretrain.config.recipe import TrainRecipe
 
     settings = load_recipe(recipe, overrides or [], TrainRecipe)
+    # Before ranks make log files in a folder that another run writes to.
+    refuse_second_writer(settings.output / CHECKPOINTS)
     command = ["train", recipe, *(overrides or []), *(["--allow-change"] if allow_change else [])]
     raise typer.Exit(launch_local(command, nproc or max(1, len(find_machine().gpus)), settings.output))
 
@@ -344,7 +342,7 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    """Run the command line; a mistake or failure is one line on stderr and exit code 2 or 1."""
     try:
         app()
     except UserError as error:
@@ -353,3 +351,6 @@ def main() -> None:
         if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
             print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    except FailedError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None

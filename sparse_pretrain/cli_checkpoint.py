@@ -3,18 +3,18 @@
 Libraries are imported inside the commands: `--help` must not wait for torch.
 """
 
-import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
 
+from sparse_pretrain.cli_json import JsonOption, print_json
+
 app = typer.Typer(no_args_is_help=True, help="Checkpoints of a run: list, verify, convert, delete old ones.")
 
 RunArgument = Annotated[Path, typer.Argument(help="a run folder, or its folder of checkpoints")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
 
 
 class Form(StrEnum):
@@ -29,11 +29,6 @@ class Precision(StrEnum):
 
     FP32 = "fp32"
     BF16 = "bf16"
-
-
-def print_json(value: Any) -> None:
-    """Print a value as JSON on stdout."""
-    print(json.dumps(value, indent=2))
 
 
 @app.command("ls")

@@ -1,6 +1,10 @@
 """The two ways a command ends badly: the user's mistake, and ours."""
 
 
+class FailedError(RuntimeError):
+    """Something went wrong that its message says all about: shown as one line, exit code 1, no traceback."""
+
+
 class UserError(Exception):
     """A mistake the user can mend: shown as one line, exit code 2, no traceback.
 

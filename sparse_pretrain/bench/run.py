@@ -8,6 +8,7 @@ from typing import Any
 from launcher.environment import find_machine
 from launcher.local import launch_ranks
 from sparse_pretrain.config.base import Section
+from sparse_pretrain.errors import FailedError
 from sparse_pretrain.files import read_json, write_text
 
 
@@ -21,7 +22,7 @@ def run_bench(name: str, settings: Section, nproc: int, folder: Path | None = No
         folder: where it may write (a fresh folder is made in it and deleted); none: the system's temporary one.
 
     Raises:
-        RuntimeError: a rank failed; its last lines were printed.
+        FailedError: a rank failed; its last lines were printed.
     """
     with tempfile.TemporaryDirectory(prefix=f"bench-{name}-", dir=folder) as place:
         workplace = Path(place)
@@ -30,6 +31,6 @@ def run_bench(name: str, settings: Section, nproc: int, folder: Path | None = No
         command = [sys.executable, "-m", "sparse_pretrain.bench.rank", name, place]
         code = launch_ranks(command, ranks, workplace)
         if code:
-            raise RuntimeError(f"the benchmark's ranks ended with exit code {code}")
+            raise FailedError(f"the benchmark's ranks ended with exit code {code}")
         result: dict[str, Any] = read_json(workplace / "result.json")
         return result

@@ -9,6 +9,7 @@ import fcntl
 import os
 import platform
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -21,6 +22,8 @@ from sparse_pretrain.files import read_json, write_json
 
 OWNER = ".owner.json"
 LOCK = ".lock"
+# A requeued job may start while the processes of the one before are still ending.
+ENDING_SECONDS = 5.0
 
 
 class SupersededError(RuntimeError):
@@ -80,7 +83,7 @@ def claim(checkpoints: Path) -> Claim:
     checkpoints.mkdir(parents=True, exist_ok=True)
     with locked(checkpoints):
         before = read_owner(checkpoints)
-        refuse_second_writer(checkpoints, before)
+        refuse_second_writer(checkpoints)
         mine = Claim(
             run=before.run if before else secrets.token_hex(8),
             start=before.start + 1 if before else 1,
@@ -93,13 +96,20 @@ def claim(checkpoints: Path) -> Claim:
         return mine
 
 
-def refuse_second_writer(checkpoints: Path, owner: Claim | None) -> None:
-    """Refuse a folder whose owner is another living process of this machine.
+def refuse_second_writer(checkpoints: Path) -> None:
+    """Refuse a folder whose owner is another living process of this machine, and does not end in a few seconds.
 
     Raises:
         UserError: naming the process.
     """
-    if owner is not None and owner.process != os.getpid() and is_alive(owner):
+    owner = read_owner(checkpoints)
+    if owner is None or owner.process == os.getpid():
+        return
+    deadline = time.monotonic() + ENDING_SECONDS
+    while is_alive(owner):
+        if time.monotonic() < deadline:
+            time.sleep(0.1)
+            continue
         raise UserError(
             f"{checkpoints.parent}: process {owner.process} on this machine is training in this folder; stop it, or "
             "choose another output"

@@ -130,22 +130,29 @@ def problem_with_file(folder: Path, name: str, facts: FileFacts, checksums: bool
     return None
 
 
-def problem_with(folder: Path, rank: int = 0, size: int = 1, checksums: bool = True) -> str | None:
+def problem_with(folder: Path, checksums: bool = True) -> str | None:
     """Return what is wrong with a checkpoint, or None when its manifest is there and every file matches.
 
     Args:
         folder: the checkpoint.
-        rank: take this share of the files, every `size`-th one;
-        size: of so many shares.
         checksums: read the files; else only sizes are compared.
     """
+    files = listed_files(folder)
+    return files if isinstance(files, str) else problem_with_files(folder, files, checksums)
+
+
+def listed_files(folder: Path) -> Mapping[str, FileFacts] | str:
+    """Return the files that a checkpoint's manifest lists, or what is wrong with the manifest."""
     try:
-        files = read_manifest(folder).files
+        return read_manifest(folder).files
     except ValueError as error:
         return str(error)
-    mine = sorted(files)[rank::size]
+
+
+def problem_with_files(folder: Path, files: Mapping[str, FileFacts], checksums: bool = True) -> str | None:
+    """Return what is wrong with the first of these files that is not what it should be, or None."""
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda name: problem_with_file(folder, name, files[name], checksums), mine)
+        found = pool.map(lambda name: problem_with_file(folder, name, files[name], checksums), sorted(files))
         return next((problem for problem in found if problem is not None), None)
 
 
@@ -166,12 +173,17 @@ def newest_whole(
         UserError: on every rank; there are checkpoints and none is whole: starting afresh would hide the loss.
     """
     broken: dict[int, str] = {}
-    # What rank 0 lists, for all: on a network disk the others may see another listing for a moment.
+    # What rank 0 sees, for all: on a network disk the others may see an older folder for a moment.
     steps: list[int] = ranks.gather(saved_steps(checkpoints) if ranks.rank == 0 else None)[0]
     for step in reversed(steps):
         folder = step_folder(checkpoints, step)
-        problems = ranks.gather(problem_with(folder, ranks.rank, ranks.size))
-        problem = next((found for found in problems if found is not None), None)
+        listed = ranks.gather(listed_files(folder) if ranks.rank == 0 else None)[0]
+        if isinstance(listed, str):
+            problem: str | None = listed
+        else:
+            mine = {name: listed[name] for name in sorted(listed)[ranks.rank :: ranks.size]}
+            problems = ranks.gather(problem_with_files(folder, mine))
+            problem = next((found for found in problems if found is not None), None)
         if problem is None:
             for other, reason in broken.items():
                 say(f"{step_folder(checkpoints, other)}: {reason}; taking {folder.name} instead")

@@ -71,7 +71,7 @@ def prune(checkpoints: Path, keep: KeepSection, dry_run: bool, console: Console)
         UserError: a process of this machine trains in the folder, or the disk refuses.
     """
     owner = read_owner(checkpoints)
-    refuse_second_writer(checkpoints, owner)
+    refuse_second_writer(checkpoints)
     broken = find_broken(checkpoints, console)
     steps = saved_steps(checkpoints)
     going = steps_to_delete(steps, keep.last, keep.every, broken)
@@ -92,7 +92,7 @@ def prune(checkpoints: Path, keep: KeepSection, dry_run: bool, console: Console)
     }
     if not dry_run:
         # Checksums may have taken an hour: somebody may have started the run meanwhile.
-        refuse_second_writer(checkpoints, read_owner(checkpoints))
+        refuse_second_writer(checkpoints)
         try:
             # First: a checkpoint that gets its name back from a half-done replacement has not been read here.
             delete_old(checkpoints, keep.last, keep.every, broken)

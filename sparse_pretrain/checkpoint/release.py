@@ -22,14 +22,14 @@ from sparse_pretrain.checkpoint.contents import CheckpointModel
 from sparse_pretrain.checkpoint.folder import SPARSITY_FILE, WEIGHT_FILES, one_line, read_config, read_folder
 from sparse_pretrain.checkpoint.inspect import Report, inspect_folder
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
-from sparse_pretrain.errors import UserError
+from sparse_pretrain.errors import FailedError, UserError
 from sparse_pretrain.files import fsync_file, fsync_folder, sha256_file, write_json, write_text
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 
 WEIGHTS = "model.safetensors"
 
 
-class ReleaseError(Exception):
+class ReleaseError(FailedError):
     """The written release is not what it should be; nothing was put in its place."""
 
 

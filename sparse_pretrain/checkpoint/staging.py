@@ -2,9 +2,10 @@
 
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from sparse_pretrain.checkpoint.fence import Claim, check_owner, locked
+from sparse_pretrain.checkpoint.fence import Claim, check_owner, locked, refuse_second_writer
 from sparse_pretrain.checkpoint.integrity import FileFacts, Manifest
 from sparse_pretrain.checkpoint.layout import (
     LATEST,
@@ -90,9 +91,15 @@ def commit(
         if final.exists():
             # The same step of an earlier start, broken or not: it goes when the new one is in its place.
             final.rename(aside)
-        folder.rename(final)
+        try:
+            folder.rename(final)
+        except OSError:
+            finish_replacements(checkpoints)
+            raise
         fsync_folder(checkpoints)
-        write_text(checkpoints / LATEST, final.name + "\n")
+        with suppress(OSError):
+            # For people and scripts; the checkpoint is one without it.
+            write_text(checkpoints / LATEST, final.name + "\n")
     shutil.rmtree(aside, ignore_errors=True)
     return final, manifest
 
@@ -113,8 +120,20 @@ def clear_leftovers(checkpoints: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def recover(checkpoints: Path) -> None:
+    """Finish replacements that a dead start left half done; before looking for the newest checkpoint.
+
+    Raises:
+        UserError: the start is not dead.
+    """
+    if checkpoints.is_dir():
+        refuse_second_writer(checkpoints)
+        with locked(checkpoints):
+            finish_replacements(checkpoints)
+
+
 def finish_replacements(checkpoints: Path) -> None:
-    """Give a checkpoint its name back whose replacement never came."""
+    """Give a checkpoint its name back whose replacement never came; call it under `locked`."""
     for aside in checkpoints.glob(f".step-*{REPLACED}"):
         final = checkpoints / aside.name.removeprefix(".").removesuffix(REPLACED)
         if final.exists():

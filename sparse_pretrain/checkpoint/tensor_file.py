@@ -128,6 +128,8 @@ def loaded(name: str, lazy: LazyTensor) -> Tensor:
 
 def chunks_of(tensor: Tensor) -> Iterator[memoryview]:
     """Yield a contiguous tensor's bytes, at most `CHUNK` at a time."""
+    if not tensor.numel():
+        return
     bytes_of_tensor: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()
     whole = memoryview(bytes_of_tensor)
     for first in range(0, len(whole), CHUNK):

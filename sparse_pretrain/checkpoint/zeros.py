@@ -25,8 +25,10 @@ def drop_zeros(values: Tensor) -> tuple[Tensor, Tensor]:
 
     A value is dropped when all its bits are zero: -0.0 is kept.
     """
-    kept = values.numpy().view(np.int32) != 0
-    return pack_bits(torch.from_numpy(kept)), values[torch.from_numpy(kept)]
+    # As integers: moving floats one by one may change the bits of a NaN.
+    patterns = values.numpy().view(np.int32)
+    kept = patterns != 0
+    return pack_bits(torch.from_numpy(kept)), torch.from_numpy(patterns[kept].view(np.float32))
 
 
 def restore_zeros(bits: Tensor, kept: Tensor, first: int, length: int) -> Tensor:
@@ -39,10 +41,10 @@ def restore_zeros(bits: Tensor, kept: Tensor, first: int, length: int) -> Tensor
         length: number of values.
     """
     before = count_bits(bits, first)
-    present = unpack_bits(bits, length, first)
-    result = torch.zeros(length, dtype=torch.float32)
-    result[present] = kept[before : before + int(present.sum())]
-    return result
+    present = unpack_bits(bits, length, first).numpy()
+    patterns = np.zeros(length, dtype=np.int32)
+    patterns[present] = kept.numpy().view(np.int32)[before : before + np.count_nonzero(present)]
+    return torch.from_numpy(patterns.view(np.float32))
 
 
 def count_bits(bits: Tensor, count: int) -> int:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sparse_pretrain.errors import UserError
@@ -150,7 +150,8 @@ class MaskSet(Mapping[str, Tensor]):
         }
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
         with atomic_path(path) as temporary:
-            save_file(packed, temporary, metadata={"format": "mask-bits-1", "shapes": json.dumps(shapes)})
+            # Not `save_file`: a full disk is an OSError here, and an error of the library's own there.
+            temporary.write_bytes(save(packed, {"format": "mask-bits-1", "shapes": json.dumps(shapes)}))
 
     @classmethod
     def load(cls, path: Path) -> "MaskSet":

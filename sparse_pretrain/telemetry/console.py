@@ -85,6 +85,8 @@ class ConsoleProgress(Callback):
             f"{report.seconds:.1f} s, training waited {report.waited:.2f} s)",
             soft_wrap=True,
         )
+        if report.warning is not None:
+            self._console.print(f"{self._label} step {report.step}: {report.warning}", soft_wrap=True)
 
     def on_end(self) -> None:
         """Leave the finished bar on the screen."""

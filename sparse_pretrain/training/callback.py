@@ -62,6 +62,7 @@ class CheckpointReport:
         bytes: of all its files.
         seconds: from the moment it was begun.
         waited: seconds of those that training stood still.
+        warning: what went wrong beside it.
     """
 
     step: int
@@ -69,6 +70,7 @@ class CheckpointReport:
     bytes: int
     seconds: float
     waited: float
+    warning: str | None = None
 
 
 def is_logged(step: int, every: int, last: int) -> bool:

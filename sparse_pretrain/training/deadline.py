@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 
 # For schedulers other than SLURM: seconds since 1970, set by the job's own script.
@@ -34,11 +35,8 @@ def end_of_allocation(environment: Mapping[str, str] = os.environ) -> float | No
     Asked in this order: `SPARSE_PRETRAIN_END_TIME`, `SLURM_JOB_END_TIME` (newer SLURM sets it), `squeue`.
     """
     for name in (END_TIME, "SLURM_JOB_END_TIME"):
-        if number := environment.get(name):
-            try:
-                return float(number)
-            except ValueError:
-                return None
+        with suppress(ValueError):
+            return float(environment.get(name, ""))
     job = environment.get("SLURM_JOB_ID")
     return None if job is None else ask_squeue(job)
 
@@ -52,6 +50,7 @@ def ask_squeue(job: str) -> float | None:
             text=True,
             timeout=SQUEUE_SECONDS,
             check=True,
+            env={**os.environ, "SLURM_TIME_FORMAT": "standard"},
         )
         return datetime.fromisoformat(done.stdout.strip()).timestamp()
     except (OSError, subprocess.SubprocessError, ValueError):

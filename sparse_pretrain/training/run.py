@@ -2,16 +2,17 @@
 
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sparse_pretrain.checkpoint.fence import Claim, read_owner
+from sparse_pretrain.checkpoint.fence import Claim, read_owner, refuse_second_writer
 from sparse_pretrain.checkpoint.integrity import newest_whole
 from sparse_pretrain.checkpoint.layout import CHECKPOINTS, STATE, saved_steps, step_folder
 from sparse_pretrain.checkpoint.local_disk import finish_local_save
-from sparse_pretrain.checkpoint.staging import finish_replacements
+from sparse_pretrain.checkpoint.staging import recover
 from sparse_pretrain.config.changes import Change, recipe_changes
 from sparse_pretrain.config.load import to_yaml
 from sparse_pretrain.config.recipe import TrainRecipe
@@ -30,7 +31,7 @@ from sparse_pretrain.training.precision import Resolved, resolve_precision
 from sparse_pretrain.training.provenance import provenance
 from sparse_pretrain.training.signals import STOPPED_EXIT_CODE, StopFlag
 from sparse_pretrain.training.stored_teacher import check_stored_samples
-from sparse_pretrain.training.takeover import take_over
+from sparse_pretrain.training.takeover import FULL, as_disk_error, reason, take_over
 from sparse_pretrain.training.world import World, join_world, rank_from_environment
 
 if TYPE_CHECKING:
@@ -77,7 +78,13 @@ def train(recipe: TrainRecipe, allow_change: bool = False) -> int:
         console.print(str(error), soft_wrap=True)
         return 2
     except Exception as error:
-        traceback.print_exc()
+        disk = as_disk_error(error)
+        if disk is not None and disk.errno in FULL:
+            # Metrics, logs and checkpoints lie on one disk: whichever met it first, the user can help.
+            console.print(f"{recipe.output}: {reason(disk)}", soft_wrap=True)
+            return 2
+        with suppress(OSError):
+            traceback.print_exc()
         # Rank 0's console may be the one that stays silent: every rank says where to look.
         Console(file=console.file, markup=False, highlight=False).print(
             f"rank {rank}: {type(error).__name__}: {error}; the traceback is in {log.path}", soft_wrap=True
@@ -92,6 +99,7 @@ def check(recipe: TrainRecipe) -> tuple[Inputs, Resolved]:
         UserError: with what is wrong.
     """
     rank, size, _ = rank_from_environment()
+    refuse_second_writer(recipe.output / CHECKPOINTS)
     precision = resolve_precision(recipe.precision)
     Slice(recipe.batch.global_size, recipe.batch.micro_size, rank, size)
     deepspeed_config(recipe, precision, size)
@@ -232,7 +240,7 @@ def find_checkpoint(
                 "choose another output"
             )
         return None, {}
-    world.on_first(lambda: finish_replacements(checkpoints))
+    world.on_first(lambda: recover(checkpoints))
     return newest_whole(checkpoints, world, lambda text: console.print(text, soft_wrap=True))
 
 

@@ -7,7 +7,9 @@ done, which ranks learn from the sum they make at each step anyway, `commit` giv
 """
 
 import time
+import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from sparse_pretrain.pruning.verify import BrokenWeightsError, find_not_finite
 from sparse_pretrain.training.callback import CheckpointReport
 from sparse_pretrain.training.host_copies import HostCopies
 from sparse_pretrain.training.state import pieces, random_states, shared_state
-from sparse_pretrain.training.takeover import on_disk, reason, take_over
+from sparse_pretrain.training.takeover import as_disk_error, on_disk, reason, take_over
 from sparse_pretrain.training.trainer import Trainer
 from sparse_pretrain.training.world import World
 
@@ -48,12 +50,14 @@ class Written:
         files: what it wrote.
         fault: weights that are not what they should be: nothing may be committed.
         error: what the disk said.
+        failure: what else went wrong.
         masks: digest of the masks it holds; None without pruning.
     """
 
     files: dict[str, FileFacts] = field(default_factory=dict)
     fault: str | None = None
     error: str | None = None
+    failure: str | None = None
     masks: str | None = None
 
 
@@ -113,6 +117,7 @@ class Saver:
         self._share: Share | None = None
         self._copies: HostCopies | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._cleaned: Future[None] | None = None
         self._cleaner = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-retention")
 
     # --- before training ---------------------------------------------------------------------------
@@ -203,9 +208,15 @@ class Saver:
                 bytes=size,
                 seconds=now - share.began,
                 waited=share.waited + now - began,
+                warning=self._cleaning_problem(),
             )
         )
-        self._cleaner.submit(self._clean, share.step, mine, world.is_first)
+        self._cleaned = self._cleaner.submit(self._clean, share.step, mine, world.is_first)
+
+    def _cleaning_problem(self) -> str | None:
+        """Return why old checkpoints could not be deleted after the save before; it may still be at it."""
+        error = self._cleaned.exception() if self._cleaned is not None and self._cleaned.done() else None
+        return None if error is None else f"old checkpoints were not deleted: {error}"
 
     def close(self) -> None:
         """Wait until old checkpoints are deleted; after the last save."""
@@ -270,38 +281,48 @@ class Saver:
                 note_share(folder, step, mine.start, rank, ranks, files)
                 copy_files(folder, shared, files)
             return Written(files, masks=None if masks is None else masks.digest())
-        except OSError as error:
-            return Written(error=reason(error))
+        except Exception as error:
+            # Told to all ranks, which wait for this one's answer; the traceback is for the log, which may lie on
+            # the same full disk.
+            with suppress(OSError):
+                traceback.print_exc()
+            disk = as_disk_error(error)
+            if disk is not None:
+                return Written(error=reason(disk))
+            return Written(failure=f"{type(error).__name__}: {error}")
 
     def _commit(
         self, step: int, mine: Claim, everyone: list[Written], last_good: Path | None
     ) -> tuple[Path, int]:
-        with locked(self.checkpoints):
-            # Who has been superseded finds its folder gone: the reason, not the consequence, is to be told.
-            check_owner(self.checkpoints, mine)
-        problem = self._problem_of(step, everyone, last_good)
-        if problem is not None:
+        try:
+            with locked(self.checkpoints):
+                # Who has been superseded finds its folder gone: the reason, not the consequence, is to be told.
+                check_owner(self.checkpoints, mine)
+            problem = self._problem_of(step, everyone, last_good)
+            if problem is not None:
+                raise problem
+            files = {name: facts for written in everyone for name, facts in written.files.items()}
+            folder, manifest = commit(self.checkpoints, step, mine, len(everyone), files)
+            return folder, manifest.total_bytes
+        except Exception:
             discard_staging(self.checkpoints, step, mine)
-            raise problem
-        files = {name: facts for written in everyone for name, facts in written.files.items()}
-        folder, manifest = commit(self.checkpoints, step, mine, len(everyone), files)
-        return folder, manifest.total_bytes
+            raise
 
-    def _problem_of(
-        self, step: int, everyone: list[Written], last_good: Path | None
-    ) -> UserError | BrokenWeightsError | None:
+    def _problem_of(self, step: int, everyone: list[Written], last_good: Path | None) -> Exception | None:
         """Return why what the ranks wrote is no checkpoint, or None."""
         for rank, written in enumerate(everyone):
             if written.fault is not None:
                 return BrokenWeightsError(f"step {step}, rank {rank}: {written.fault}")
-        if len({written.masks for written in everyone if written.error is None}) > 1:
-            return BrokenWeightsError(f"step {step}: ranks hold different masks")
         for rank, written in enumerate(everyone):
+            if written.failure is not None:
+                return RuntimeError(f"step {step} was not saved: rank {rank}: {written.failure}")
             if written.error is not None:
                 return UserError(
                     f"{self.checkpoints}: step {step} was not saved: rank {rank}: {written.error}; "
                     f"newest checkpoint: {last_good or 'none'}"
                 )
+        if len({written.masks for written in everyone}) > 1:
+            return BrokenWeightsError(f"step {step}: ranks hold different masks")
         return None
 
     def _clean(self, committed: int, mine: Claim, is_first: bool) -> None:

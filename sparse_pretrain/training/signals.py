@@ -20,6 +20,7 @@ class StopFlag:
         again: it was asked once more, a second later or more: then only what is needed is done.
         reason: the signal's name, or why the run itself wants to stop.
         since: time.monotonic() of the first request.
+        latest: time.monotonic() of the last one that counted.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,7 @@ class StopFlag:
         self.again = False
         self.reason = ""
         self.since = 0.0
+        self.latest = 0.0
 
     def install(self) -> None:
         """Listen from now on. The first signal asks for a stop, the second for haste; a third Ctrl-C interrupts."""
@@ -37,10 +39,14 @@ class StopFlag:
         """Ask for a stop."""
         if not self.raised:
             self.raised, self.reason, self.since = True, reason, time.monotonic()
+            self.latest = self.since
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.raised and now - self.latest < AGAIN_SECONDS:
+            return
+        self.latest = now
         if number == signal.SIGINT and self.again:
             raise KeyboardInterrupt
-        if self.raised and time.monotonic() - self.since > AGAIN_SECONDS:
-            self.again = True
+        self.again = self.raised
         self.note(signal.Signals(number).name)

@@ -143,6 +143,7 @@ class Cases:
             yield f"master in {stage}", self.attempt(trainer, "master", self.broken_master(trainer))
         yield "occupied", self.attempt(trainer, "occupied", slow_disk(None, occupy))
         yield "too big", self.attempt(trainer, "too-big", small_files())
+        yield "too big first", self.attempt(trainer, "too-big-first", small_files(), rank=0)
         yield "whole after all", self.attempt(trainer, "whole", None)
 
     def broken_master(self, trainer: Any) -> Any:
@@ -153,13 +154,13 @@ class Cases:
                 return broken(part.master, int(pruned.nonzero()[0]), 0.5)
         raise AssertionError("no prunable weight on this rank")
 
-    def attempt(self, trainer: Any, name: str, trouble: Any) -> Outcome:
-        """Begin a save and commit it, with trouble on rank 1; say what happened and what is left."""
+    def attempt(self, trainer: Any, name: str, trouble: Any, rank: int = 1) -> Outcome:
+        """Begin a save and commit it, with trouble on one rank; say what happened and what is left."""
         outcome: Outcome = {}
         saver = self.saver_of(trainer, name)
         saver.take_over(self.world)
         try:
-            if trouble is not None and self.world.rank == 1:
+            if trouble is not None and self.world.rank == rank:
                 with trouble:
                     saver.begin(trainer)
                     saver._share.written.result()
@@ -190,7 +191,9 @@ class Cases:
             saver.commit(trainer)
         except Exception as error:
             saver.close()
-            return {"error": type(error).__name__, "steps": saved_steps(saver.checkpoints)}
+            self.world.barrier()
+            left = left_in(saver.checkpoints)
+            return {"error": type(error).__name__, "steps": saved_steps(saver.checkpoints), "left": left}
         return {}
 
 
@@ -345,14 +348,21 @@ def test_a_weight_broken_on_one_rank_commits_nothing_on_any(
         assert found["steps"] == found["left"] == []
 
 
-@pytest.mark.parametrize(("kind", "said"), [("occupied", "Is a directory"), ("too big", "File too large")])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("occupied", "rank 1: Is a directory"),
+        ("too big", "rank 1: File too large"),
+        ("too big first", "rank 0: File too large"),
+    ],
+)
 def test_a_disk_that_refuses_one_rank_is_a_mistake_on_all_and_leaves_nothing(
     done: tuple[Path, list[Outcome]], kind: str, said: str
 ) -> None:
     for outcome in done[1]:
         found = outcome[kind]
         assert found["error"] == "UserError"
-        assert f"step {STEPS - 1} was not saved: rank 1: {said}" in found["said"]
+        assert f"step {STEPS - 1} was not saved: {said}" in found["said"]
         assert "\n" not in found["said"]
         assert found["steps"] == found["left"] == []
 
@@ -388,4 +398,4 @@ def test_a_start_that_was_superseded_in_the_middle_of_a_save_fails_on_all_ranks(
     done: tuple[Path, list[Outcome]],
 ) -> None:
     for outcome in done[1]:
-        assert outcome["superseded"] == {"error": "SupersededError", "steps": []}
+        assert outcome["superseded"] == {"error": "SupersededError", "steps": [], "left": []}
