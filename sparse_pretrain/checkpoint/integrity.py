@@ -1,4 +1,4 @@
-"""Is a checkpoint whole? The manifest lists every file's size and SHA-256; nothing else is trusted."""
+"""Is a checkpoint whole? The manifest lists every file's size and checksum; nothing else is trusted."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+from sparse_pretrain.checkpoint.checksum import checksum_file
 from sparse_pretrain.checkpoint.layout import MANIFEST, saved_steps, step_folder
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.files import read_json, sha256_file
+from sparse_pretrain.files import read_json
 
 FORMAT_VERSION = 2
 # Checksums of one process; hashing leaves the interpreter's lock, so threads help where files are many.
@@ -35,10 +36,10 @@ class Ranks(Protocol):
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What the manifest says of one file."""
+    """What the manifest says of one file: its size, and its checksum (`checkpoint.checksum`)."""
 
     bytes: int
-    sha256: str
+    xxh3: str
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def problem_with_file(folder: Path, name: str, facts: FileFacts, checksums: bool
         size = path.stat().st_size
         if size != facts.bytes:
             return f"{name} has {size} bytes, the manifest says {facts.bytes}"
-        if checksums and sha256_file(path) != facts.sha256:
+        if checksums and checksum_file(path) != facts.xxh3:
             return f"{name} does not match its checksum"
     except FileNotFoundError:
         return f"{name} is missing"

@@ -4,7 +4,7 @@ checkpoints/
   latest                    the newest checkpoint's name, for people and scripts
   .owner.json .lock         who may write here (`checkpoint.fence`)
   step-0001000/             a checkpoint: complete, or not under this name
-    manifest.json           every file's size and SHA-256; written last
+    manifest.json           every file's size and checksum; written last
     state.json              counters, data position, recipe, versions
     masks.safetensors       one bit a prunable weight (`pruning.masks`)
     model/                  Hugging Face config and tokenizer

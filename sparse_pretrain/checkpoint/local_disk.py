@@ -9,13 +9,13 @@ local disks only.
       .rank-00002.json                   what rank 2 wrote here; written last
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sparse_pretrain.checkpoint.checksum import CHUNK, Checksum
 from sparse_pretrain.checkpoint.fence import Claim
 from sparse_pretrain.checkpoint.integrity import FileFacts, Ranks
 from sparse_pretrain.checkpoint.layout import saved_steps, staging_folder
@@ -24,7 +24,6 @@ from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import read_json, write_json
 
 NOTE = ".rank-*.json"
-CHUNK = 2**23
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class LocalShare:
         start: number of the start that wrote it.
         rank: whose share.
         ranks: how many ranks wrote.
-        files: relative path -> (bytes, SHA-256).
+        files: relative path -> (bytes, checksum).
     """
 
     folder: str
@@ -57,7 +56,7 @@ def note_share(
     folder: Path, step: int, start: int, rank: int, ranks: int, files: Mapping[str, FileFacts]
 ) -> None:
     """Say that a rank's share is complete on this machine."""
-    listed = {name: (facts.bytes, facts.sha256) for name, facts in files.items()}
+    listed = {name: (facts.bytes, facts.xxh3) for name, facts in files.items()}
     write_json(
         folder / f".rank-{rank:05d}.json",
         asdict(LocalShare(str(folder), step, start, rank, ranks, listed)),
@@ -109,13 +108,13 @@ def copy_files(source: Path, target: Path, files: Mapping[str, FileFacts]) -> No
     for name, facts in files.items():
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
+        digest = Checksum()
         with (source / name).open("rb") as reader, path.open("wb", buffering=0) as writer:
             while chunk := reader.read(CHUNK):
                 digest.update(chunk)
                 writer.write(chunk)
             os.fsync(writer.fileno())
-        if digest.hexdigest() != facts.sha256:
+        if digest.hexdigest() != facts.xxh3:
             raise OSError(f"{source / name}: it is not what was written there (its checksum differs)")
 
 

@@ -65,7 +65,7 @@ def write_rank(
         without_zeros: leave zeros out where that is worth it.
 
     Returns:
-        Its size and SHA-256.
+        Its size and checksum.
 
     Raises:
         OSError: the disk refused.

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from sparse_pretrain.checkpoint.checksum import checksum_file
 from sparse_pretrain.checkpoint.fence import Claim, check_owner, locked, refuse_second_writer
 from sparse_pretrain.checkpoint.integrity import FileFacts, Manifest
 from sparse_pretrain.checkpoint.layout import (
@@ -19,7 +20,7 @@ from sparse_pretrain.checkpoint.layout import (
     step_folder,
 )
 from sparse_pretrain.checkpoint.retention import steps_to_delete
-from sparse_pretrain.files import fsync_file, fsync_folder, sha256_file, write_json, write_text
+from sparse_pretrain.files import fsync_file, fsync_folder, write_json, write_text
 
 
 def prepare_staging(checkpoints: Path, step: int, claim: Claim, needed: int) -> Path:
@@ -66,7 +67,7 @@ def describe_files(folder: Path) -> dict[str, FileFacts]:
         name = path.relative_to(folder)
         if name.parts[0] != WEIGHTS:
             fsync_file(path)
-            files[name.as_posix()] = FileFacts(path.stat().st_size, sha256_file(path))
+            files[name.as_posix()] = FileFacts(path.stat().st_size, checksum_file(path))
     return files
 
 

@@ -44,7 +44,7 @@ class Fault:
 FAST = (
     Fault("kill-all", "save", "flip", saves=2, fraction=0.5),
     Fault("kill-rank", "commit", "truncate", saves=1, fraction=0.1),
-    Fault("disk-before", "save", "delete", saves=1, fraction=0.5),
+    Fault("disk-middle", "save", "delete", saves=1, fraction=0.5),
     Fault("term-kill", "anywhere", "partial", saves=0, fraction=0.4),
 )
 

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from sparse_pretrain.checkpoint.checksum import checksum_file
 from sparse_pretrain.checkpoint.fence import Claim, claim
 from sparse_pretrain.checkpoint.integrity import FileFacts
 from sparse_pretrain.checkpoint.layout import STATE, weight_file
 from sparse_pretrain.checkpoint.staging import commit, describe_files, prepare_staging
-from sparse_pretrain.files import sha256_file, write_json
+from sparse_pretrain.files import write_json
 
 RANKS = 3
 
@@ -22,7 +23,7 @@ def write_save(
     for rank in range(ranks):
         path = weight_file(folder, rank)
         path.write_bytes(content * (rank + 1))
-        files[path.relative_to(folder).as_posix()] = FileFacts(path.stat().st_size, sha256_file(path))
+        files[path.relative_to(folder).as_posix()] = FileFacts(path.stat().st_size, checksum_file(path))
     return files
 
 

@@ -86,7 +86,7 @@ def manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], Non
 
 
 NAME = "weights/rank-00000.safetensors"
-FACTS = {"bytes": 1, "sha256": ""}
+FACTS = {"bytes": 1, "xxh3": ""}
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (truncate, "weights/rank-00001.safetensors has 13 bytes, the manifest says 14"),
     "a flipped bit": (flip_a_bit, "weights/rank-00002.safetensors does not match its checksum"),

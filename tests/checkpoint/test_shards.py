@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sparse_pretrain.checkpoint.checksum import checksum_file
 from sparse_pretrain.checkpoint.integrity import FileFacts
 from sparse_pretrain.checkpoint.layout import weight_file
 from sparse_pretrain.checkpoint.shards import NONZERO, FragmentReader, Piece, write_rank
@@ -23,7 +24,6 @@ from sparse_pretrain.checkpoint.store import open_weights
 from sparse_pretrain.checkpoint.tensor_file import write_tensors
 from sparse_pretrain.checkpoint.zeros import SAMPLE, drop_zeros, restore_zeros
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.files import sha256_file
 
 # 0.0, -0.0, the smallest denormal, infinity, a quiet NaN, a signalling NaN with a payload, 1.0.
 PATTERNS = (0x00000000, 0x80000000, 0x00000001, 0x7F800000, 0x7FC00000, 0xFFA12345, 0x3F800000)
@@ -273,7 +273,7 @@ def test_the_safetensors_library_reads_what_we_write(
     with TemporaryDirectory() as name:
         path = Path(name) / "file.safetensors"
         facts = write_tensors(path, stored, metadata)
-        assert facts == FileFacts(path.stat().st_size, sha256_file(path))
+        assert facts == FileFacts(path.stat().st_size, checksum_file(path))
         read = load_file(path)
         assert read.keys() == stored.keys()
         for key, tensor in stored.items():
@@ -290,5 +290,5 @@ def test_a_file_that_was_there_is_replaced_and_a_large_tensor_is_written_in_piec
     path.write_bytes(b"x" * 30_000_000)
     big = torch.arange(5_000_001, dtype=torch.float32)
     facts = write_tensors(path, {"small": torch.ones(3, dtype=torch.uint8), "big": big}, {})
-    assert facts == FileFacts(path.stat().st_size, sha256_file(path))
+    assert facts == FileFacts(path.stat().st_size, checksum_file(path))
     assert torch.equal(load_file(path)["big"], big)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
 from sparse_pretrain.checkpoint import verify as verify_module
+from sparse_pretrain.checkpoint.checksum import checksum_file
 from sparse_pretrain.checkpoint.coverage import read_index
 from sparse_pretrain.checkpoint.fence import read_owner
 from sparse_pretrain.checkpoint.integrity import FileFacts, Manifest, problem_with, read_manifest
@@ -29,7 +30,7 @@ from sparse_pretrain.checkpoint.shards import FragmentReader, Piece, write_rank
 from sparse_pretrain.checkpoint.store import read_checkpoint
 from sparse_pretrain.checkpoint.verify import verify
 from sparse_pretrain.cli import main
-from sparse_pretrain.files import read_json, sha256_file, write_json
+from sparse_pretrain.files import read_json, write_json
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 from tests.tiny import tiny_prepared
 
@@ -101,7 +102,7 @@ def seal(folder: Path, **changes: Any) -> None:
     """Make the manifest agree with the files again: what is then found is not found by checksums."""
     before = read_manifest(folder)
     files = {
-        path.relative_to(folder).as_posix(): FileFacts(path.stat().st_size, sha256_file(path))
+        path.relative_to(folder).as_posix(): FileFacts(path.stat().st_size, checksum_file(path))
         for path in folder.rglob("*")
         if path.is_file() and path.name != MANIFEST
     }

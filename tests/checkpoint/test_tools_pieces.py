@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from sparse_pretrain.checkpoint.checksum import checksum_file
 from sparse_pretrain.checkpoint.coverage import problem_with_spans
 from sparse_pretrain.checkpoint.listing import aligned, show_bytes
 from sparse_pretrain.checkpoint.tensor_file import LazyTensor, write_tensors
-from sparse_pretrain.files import sha256_file
 
 
 @given(st.integers(1, 50), st.sets(st.integers(1, 49)), st.randoms())
@@ -64,7 +64,7 @@ def test_lazy_tensors_make_the_same_file_and_only_one_is_alive_at_a_time(tmp_pat
     }
     facts = write_tensors(tmp_path / "lazy", lazy, {"format": "pt"})
     assert facts == write_tensors(tmp_path / "plain", tensors, {"format": "pt"})
-    assert facts.sha256 == sha256_file(tmp_path / "lazy") == sha256_file(tmp_path / "plain")
+    assert facts.xxh3 == checksum_file(tmp_path / "lazy") == checksum_file(tmp_path / "plain")
     assert facts.bytes == (tmp_path / "lazy").stat().st_size
     assert len(loaded) == len(tensors)
     # The one before may still be under its checksum.
