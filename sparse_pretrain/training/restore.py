@@ -51,6 +51,7 @@ def restore(trainer: Trainer, folder: Path, teacher_identity: str | None) -> Non
         restore_pruner(trainer.pruner, trainer.engine, reader, folder, state)
     restore_random_states(reader, trainer.world.rank, trainer.world.size == state["world_size"])
     trainer.metrics = state["metrics"]
+    trainer.evaluated_at = int(state["evaluated_at"])
     trainer.guard.load_state_dict(state["guard"])
     trainer.last_checkpoint = folder
     trainer.step = int(state["step"])

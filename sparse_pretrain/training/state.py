@@ -54,6 +54,7 @@ def shared_state(trainer: "Trainer", teacher: str | None) -> dict[str, Any]:
         "teacher": teacher,
         "guard": trainer.guard.state_dict(),
         "metrics": dict(trainer.metrics),
+        "evaluated_at": trainer.evaluated_at,
         "recipe": trainer.recipe.model_dump(mode="json"),
         "versions": versions(),
     }

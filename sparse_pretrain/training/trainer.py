@@ -125,6 +125,7 @@ class Trainer:
         self.pruner = pruner
         self.step = 0
         self.metrics: dict[str, float] = {}
+        self.evaluated_at = 0
         self.stop = StopFlag()
         self.deadline: Deadline | None = None
         self.saver: Saver | None = None
@@ -156,15 +157,21 @@ class Trainer:
         try:
             if self.step == 0 and self.pruner is not None:
                 self._report_masks(self.pruner.after_step(0))
+            if self.step and self.evaluated_at != self.step:
+                # A stop does not wait for an evaluation that was due: it is made up for here.
+                self._look_closer(last=False)
             while self.step < recipe.steps:
+                began = time.perf_counter()
                 report, agreed = self.train_step()
                 self._tell(lambda listener, report=report: listener.on_step(report))  # type: ignore[misc]
                 last = self.step == recipe.steps
                 if agreed.written == self.world.size or not self.guard.healthy:
                     saver.commit(self)
                 self.guard.check(self.step, self.last_checkpoint, last)
-                if not (agreed.stop and agreed.hurry):
+                if last or not agreed.stop:
                     self._look_closer(last)
+                # With its evaluation: what the walltime must still have room for.
+                self._longest_step = max(self._longest_step, time.perf_counter() - began)
                 due = last or agreed.stop or self.step % recipe.checkpoint.every == 0
                 if due and self.guard.healthy and not (agreed.hurry and saver.pending):
                     saver.begin(self)
@@ -207,7 +214,6 @@ class Trainer:
         means, agreed = self._global_losses(shares)
         self.guard.count(means.total, applied)
         seconds = time.perf_counter() - started
-        self._longest_step = max(self._longest_step, seconds)
         report = StepReport(
             step=self.step,
             loss=means.total,
@@ -247,6 +253,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Measure held-out loss and accuracy now, and remember them for the next checkpoint."""
         self.metrics = evaluate(self.engine.predict, self._validation(), self.world)
+        self.evaluated_at = self.step
         self._tell(lambda listener: listener.on_evaluation(self.step, self.metrics))
         return self.metrics
 

@@ -120,8 +120,13 @@ def test_a_run_leaves_by_itself_before_its_walltime_is_up(tmp_path: Path) -> Non
     """With the margin longer than what is left, the first step is the last; and it says why."""
     tiny_prepared(tmp_path / "data")
     end_time = str(time.time() + 300)
-    process = start(tmp_path, "run", 1, "checkpoint.walltime_margin=1000", **{END_TIME: end_time})
+    often = "evaluation.every=1"
+    process = start(tmp_path, "run", 1, often, "checkpoint.walltime_margin=1000", **{END_TIME: end_time})
     code, printed = end(process)
     assert code == STOPPED, printed
     assert saved_steps(tmp_path / "run" / "checkpoints") == [1]
     assert re.search(r"stopped at step 1 and saved \(the walltime is nearly up", printed), printed
+    assert read_rows(tmp_path / "run", "evaluation") == []
+    code, printed = end(start(tmp_path, "run", 1, often))
+    assert code == 0, printed
+    assert [row["step"] for row in read_rows(tmp_path / "run", "evaluation")] == list(range(1, 61))
