@@ -1,17 +1,23 @@
 """Run a function of a test on several gloo ranks, each a process of its own."""
 
+import importlib
+import multiprocessing
 import os
 import pickle
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 from sparse_pretrain.training.world import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.preloaded"])
 
 
 def run_distributed(
@@ -22,57 +28,75 @@ def run_distributed(
     `function` must be importable (a module-level function). A rank that fails fails the test with its
     output.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        task = Path(folder) / "task"
-        task.write_bytes(pickle.dumps((function.__module__, function.__qualname__, arguments)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "task").write_bytes(pickle.dumps((function.__module__, function.__qualname__, arguments)))
         port = str(free_port())
-        processes = []
-        for rank in range(world_size):
-            environment = {
-                **os.environ,
-                "RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "LOCAL_RANK": str(rank),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                "OMP_NUM_THREADS": "1",
-            }
-            log = (Path(folder) / f"log-{rank}").open("wb")
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "tests.distributed", folder, str(rank)],
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            )
+        with one_thread_a_rank():
+            ranks = [
+                CONTEXT.Process(target=be_rank, args=(folder, rank, environment_of(rank, world_size, port)))
+                for rank in range(world_size)
+            ]
+            for process in ranks:
+                process.start()
+        deadline = time.monotonic() + timeout
         try:
-            codes = [process.wait(timeout) for process in processes]
+            for process in ranks:
+                process.join(max(0.0, deadline - time.monotonic()))
         finally:
-            for process in processes:
+            late = [process for process in ranks if process.exitcode is None]
+            for process in late:
                 process.kill()
-        logs = [
-            (Path(folder) / f"log-{rank}").read_text(errors="replace")[-4000:] for rank in range(world_size)
-        ]
+                process.join()
+        codes = [process.exitcode for process in ranks]
+        logs = [(folder / f"log-{rank}").read_text(errors="replace")[-4000:] for rank in range(world_size)]
         assert not any(codes), "\n".join(
             f"--- rank {r} exit {c}\n{log}" for r, (c, log) in enumerate(zip(codes, logs, strict=True))
         )
-        return [pickle.loads((Path(folder) / f"result-{rank}").read_bytes()) for rank in range(world_size)]
+        return [pickle.loads((folder / f"result-{rank}").read_bytes()) for rank in range(world_size)]
 
 
-def main() -> None:
-    """Be one rank."""
-    import importlib
+def environment_of(rank: int, world_size: int, port: str) -> dict[str, str]:
+    """Return what torchrun would set for a rank."""
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
 
+
+@contextmanager
+def one_thread_a_rank() -> Iterator[None]:
+    """Have the process that ranks are forked from started with one thread a rank: OpenMP reads it once."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        forkserver.ensure_running()
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def be_rank(folder: Path, rank: int, environment: dict[str, str]) -> None:
+    """Be one rank: its output goes to a file, its result to another one."""
+    log = os.open(folder / f"log-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
     from sparse_pretrain.training.world import join_world
 
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     module, name, arguments = pickle.loads((folder / "task").read_bytes())
     function = getattr(importlib.import_module(module), name)
     result = function(join_world(), *arguments)
     (folder / f"result-{rank}").write_bytes(pickle.dumps(result))
-
-
-if __name__ == "__main__":
-    main()
+    sys.stdout.flush()
+    # As a rank ends whose main function returns; not through the clean-up of what it was forked from.
+    os._exit(0)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from sparse_pretrain.checkpoint.layout import saved_steps
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.training.guard import Guard, TrainingDivergedError
 from sparse_pretrain.training.inputs import open_inputs
@@ -66,11 +67,11 @@ def run_poisoned(world: World, values: dict[str, Any], bad: list[int]) -> list[i
     from sparse_pretrain.training.build import build_trainer
 
     recipe = TrainRecipe.model_validate(values)
-    trainer, _ = build_trainer(recipe, open_inputs(recipe), world, "fp32", [])
+    trainer, saver = build_trainer(recipe, open_inputs(recipe), world, "fp32", [])
     trainer._objective = PoisonedObjective(trainer._objective, set(bad), trainer)  # type: ignore[assignment]
-    saved: list[int] = []
-    assert trainer.run(lambda running: saved.append(running.step))
-    return saved
+    assert trainer.run(saver)
+    saver.close()
+    return saved_steps(saver.checkpoints)
 
 
 @pytest.mark.parametrize("bad", [[2, 3]])
