@@ -193,10 +193,13 @@ class Campaign:
                 start.end()
                 # The disk has room again.
                 (self._run / "filler").unlink(missing_ok=True)
-        self._printed, resumed = start.printed(), start.resumed_from()
+        resumed = start.resumed_from()
         began = resumed is not None or read_owner(self._run / CHECKPOINTS) != owner
+        if began:
+            # One that was killed before it began leaves everything, and what was said last, as it was.
+            self._printed = start.printed()
         code = start.launcher.returncode
-        struck = Struck(what, code, self._printed, resumed, began, hung, start.seconds())
+        struck = Struck(what, code, start.printed(), resumed, began, hung, start.seconds())
         if what and not on_small_disk and start.saves_begun():
             self.inside_saves += 1
         self._judge(fault, struck, expected)
