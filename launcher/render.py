@@ -48,6 +48,7 @@ def render(site: Site, job: Job) -> str:
         has_bin=job.bin is not None,
         overrides=[*local_disk_override(site), *job.overrides],
         output=output_pattern(job),
+        slurm_folder=job.slurm_folder,
     )
 
 
@@ -64,6 +65,7 @@ def render_by_hand(site: Site) -> str:
         has_bin=True,
         overrides=[],
         output="%x-%j.out",
+        slurm_folder=None,
     )
 
 
