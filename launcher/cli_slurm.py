@@ -2,11 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from sparse_pretrain.cli_json import JsonOption, print_json
+
+if TYPE_CHECKING:
+    from launcher.job import Job
 
 RecipeArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped recipe")]
 OverridesArgument = Annotated[
@@ -37,6 +40,11 @@ def register(launch_app: typer.Typer) -> None:
     """Add the commands to `sparse-pretrain launch`."""
     launch_app.command("slurm")(slurm_command)
     launch_app.command("render")(render_command)
+
+
+def describe(job: "Job") -> str:
+    """Say how large a job is, such as `4 ranks on 2 nodes`."""
+    return f"{job.ranks} rank{'s' * (job.ranks != 1)} on {job.nodes} node{'s' * (job.nodes != 1)}"
 
 
 def slurm_command(
@@ -83,11 +91,11 @@ def slurm_command(
         print_json(to_json(job, site_file, script, done))
     elif dry_run:
         sys.stdout.write(script)
-        typer.echo(f"dry run: nothing was submitted; {job.ranks} ranks on {job.nodes} nodes", err=True)
+        typer.echo(f"dry run: nothing was submitted; {describe(job)}", err=True)
     else:
         for each in done:
             after = f", after {each.after}" if each.after else ""
-            typer.echo(f"submitted job {each.job_id}{after}: {job.ranks} ranks on {job.nodes} nodes")
+            typer.echo(f"submitted job {each.job_id}{after}: {describe(job)}")
         typer.echo(f"output: {job.slurm_folder / f'job-{done[0].job_id}.out'}")
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,7 +94,8 @@ def decide(policy: Policy, attempts: Sequence[Attempt]) -> Decision:
     # One node caused all of them, and the next start is the first without it.
     one_node = fresh and all(attempt.node in fresh for attempt in attempts[-standing:])
     if standing >= policy.same_step_failures and not one_node:
-        return Decision("give-up", f"{what}, {standing} time(s) in a row: another start would too")
+        row = f", as {standing} starts in a row" if standing > 1 else ""
+        return Decision("give-up", f"{what}{row}: it would do so again")
     return Decision(
         "requeue",
         f"{what}; restart {crashes} of {policy.max_restarts}",
@@ -305,9 +306,9 @@ def answer(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
             say(f"job {job}: {reason}")
         print("go" if reason is None else "nothing-to-do")
         return 0
-    attempt = Attempt(
-        options.code, reached_step(options.run, options.since), first_failing_node(tail(options.log))
-    )
+    attempt = Attempt(options.code, reached_step(options.run, options.since))
+    if attempt.crashed:
+        attempt = replace(attempt, node=first_failing_node(tail(options.log)))
     policy = Policy(options.max_restarts, options.same_step_failures, options.exclude_after)
     decision = note_end(options.run, attempt, policy, job, time.time())
     # sbatch's list is replaced, not extended: the site's own nodes stay in it.

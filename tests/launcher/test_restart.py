@@ -77,7 +77,7 @@ def test_failures_at_one_step_end_a_job_and_failures_at_several_do_not() -> None
     assert decide(POLICY, [Attempt(1, 40), Attempt(1, 70)]).verdict == "requeue"
     same = decide(POLICY, [Attempt(1, 40), Attempt(137, 40)])
     assert same.verdict == "give-up"
-    assert same.reason == "failed at step 40 (exit code 137), 2 time(s) in a row: another start would too"
+    assert same.reason == "failed at step 40 (exit code 137), as 2 starts in a row: it would do so again"
 
 
 def test_a_job_that_is_stopped_three_times_before_its_next_step_gives_up() -> None:

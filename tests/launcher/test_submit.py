@@ -213,7 +213,7 @@ def test_the_commands_print_submit_and_refuse(fakes: Path, tmp_path: Path) -> No
 
     shown = run_command("slurm", "train-tiny")
     assert shown.stdout.splitlines() == [
-        "submitted job 103: 1 ranks on 1 nodes",
+        "submitted job 103: 1 rank on 1 node",
         f"output: {script.parent / 'job-103.out'}",
     ]
     wrong = run_command("slurm", "train-tiny", "stepps=3")
