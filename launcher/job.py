@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.site import Site, check_ranks_and_gpus, check_time
+from launcher.site import Site, check_ranks_and_gpus, check_time, seconds_of
 from sparse_pretrain.errors import UserError
 
 SLURM_FOLDER = "slurm"
@@ -65,8 +65,14 @@ def check_job(site: Site, job: Job) -> None:
     """Make sure that a job's numbers fit its site.
 
     Raises:
-        UserError: more ranks than GPUs on a node.
+        UserError: more ranks than GPUs on a node, or told to leave before it has begun.
     """
+    # 0 is SLURM's word for no limit.
+    if 0 < seconds_of(job.time) <= site.signal_seconds:
+        raise UserError(
+            f"--time = {job.time!r}: must be longer than signal_seconds = {site.signal_seconds}, or ranks are told to "
+            "leave as soon as they start"
+        )
     try:
         check_ranks_and_gpus(job.ranks_per_node, site.gpus_per_node)
     except ValueError as error:

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -28,6 +29,8 @@ from sparse_pretrain.errors import UserError
 RECORD = "restarts.jsonl"
 SUBMITTED = "jobs.jsonl"
 FINISHED, MISTAKE, STOPPED = 0, 2, 75
+# Died of the signal that asks to save and leave: it came while Python started, before anybody listened.
+STOPPED_TOO_EARLY = 128 + signal.SIGUSR2
 # A job that is stopped so often before it got a step further never will: its time limit is too short.
 STANDSTILLS = 3
 # What srun says first names the task that ended first; the others may only have lost it.
@@ -58,7 +61,7 @@ class Attempt:
     @property
     def crashed(self) -> bool:
         """True when it neither finished, nor saved and left, nor met a mistake of the user's."""
-        return self.code not in (FINISHED, MISTAKE, STOPPED)
+        return self.code not in (FINISHED, MISTAKE, STOPPED, STOPPED_TOO_EARLY)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ def decide(policy: Policy, attempts: Sequence[Attempt]) -> Decision:
                 "give-up",
                 f"stopped {standing} times in a row at step {last.step}: a longer time limit, or none, would help",
             )
-        return Decision("requeue", f"stopped at step {last.step} and saved", excluded_nodes(policy, attempts))
+        how = "and saved" if last.code == STOPPED else "as it started"
+        return Decision("requeue", f"stopped at step {last.step} {how}", excluded_nodes(policy, attempts))
     crashes = sum(attempt.crashed for attempt in attempts)
     where = f", first on {last.node}" if last.node else ""
     what = f"failed at step {last.step} (exit code {last.code}{where})"

@@ -40,6 +40,17 @@ def check_time(value: object) -> object:
     return value
 
 
+def seconds_of(limit: str) -> int:
+    """Return a time limit in seconds; SLURM reads a lone number as minutes, and hours first after days."""
+    days, dash, rest = limit.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+        return ((int(days) * 24 + hours) * 60 + minutes) * 60 + seconds
+    hours, minutes, seconds = (0, *parts, 0) if len(parts) == 1 else (0, *parts)[-3:]
+    return (hours * 60 + minutes) * 60 + seconds
+
+
 def check_memory(value: object) -> object:
     """Accept 64000 (megabytes), '64G', '0' (all of a node's memory).
 

@@ -161,6 +161,8 @@ def test_what_cannot_be_written_is_named() -> None:
         render(Site(extra=("--comment=a\x85b",)), JOB)
     with pytest.raises(UserError, match="ranks-per-node: ranks_per_node = 2 on gpus_per_node = 1"):
         render(Site(gpus_per_node=1), JOB)
+    with pytest.raises(UserError, match="--time = '12:00:00': must be longer than signal_seconds = 43200"):
+        render(Site(signal_seconds=43200), JOB)
 
 
 def test_the_template_cannot_print_what_passed_no_filter(
@@ -236,7 +238,7 @@ def test_sbatch_reads_a_directive_back_as_it_was(value: str) -> None:
             "container": st.fixed_dictionaries(
                 {
                     "kind": st.just("apptainer"),
-                    "image": ON_ONE_LINE,
+                    "image": ON_ONE_LINE.map(lambda name: f"./{name}"),
                     "mounts": st.lists(ON_ONE_LINE, max_size=2),
                 }
             )

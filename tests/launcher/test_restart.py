@@ -1,6 +1,7 @@
 """When a job starts again: the rules by property, and the scripts that follow them, in bash."""
 
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -83,6 +84,13 @@ def test_failures_at_one_step_end_a_job_and_failures_at_several_do_not() -> None
 def test_a_job_that_is_stopped_three_times_before_its_next_step_gives_up() -> None:
     assert decide(POLICY, [Attempt(75, 40)] * 2).verdict == "requeue"
     assert "longer time limit" in decide(POLICY, [Attempt(75, 40)] * 3).reason
+
+
+def test_the_signal_to_leave_is_no_crash_when_it_comes_too_early() -> None:
+    """Python takes seconds to start, and SLURM's clock is coarse."""
+    decision = decide(Policy(0, 1, 1), [Attempt(128 + signal.SIGUSR2, 0, "n2")])
+    assert (decision.verdict, decision.excluded) == ("requeue", ())
+    assert decision.reason == "stopped at step 0 as it started"
 
 
 def test_a_node_that_failed_twice_is_left_out_before_the_step_is_blamed() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.site import SITE_VARIABLE, Site, find_site, load_site
+from launcher.site import SITE_VARIABLE, Site, find_site, load_site, seconds_of
 from sparse_pretrain.errors import UserError
 from tests.launcher.cluster import ROOT
 
@@ -42,6 +42,21 @@ def test_a_wrong_setting_is_explained_by_file_key_and_value(
     assert str(caught.value).startswith(f"{path}: ")
     assert expected in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [
+        ("90", 5400),
+        ("2:30", 150),
+        ("24:00:00", 86400),
+        ("2-00", 172800),
+        ("1-02:03", 93780),
+        ("1-02:03:04", 93784),
+    ],
+)
+def test_time_limits_are_read_as_slurm_reads_them(limit: str, seconds: int) -> None:
+    assert seconds_of(limit) == seconds
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
