@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
+from launcher import cli_slurm
 from sparse_pretrain import __version__
 from sparse_pretrain.cli_checkpoint import app as checkpoint_app
 from sparse_pretrain.cli_json import JsonOption, print_json
@@ -170,6 +171,9 @@ def launch_local_command(
     refuse_second_writer(settings.output / CHECKPOINTS)
     command = ["train", recipe, *(overrides or []), *(["--allow-change"] if allow_change else [])]
     raise typer.Exit(launch_local(command, nproc or max(1, len(find_machine().gpus)), settings.output))
+
+
+cli_slurm.register(launch_app)
 
 
 @app.command()

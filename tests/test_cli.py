@@ -2,9 +2,9 @@
 
 import json
 import re
+import resource
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -120,13 +120,20 @@ def test_every_example_of_the_help_is_a_recipe_that_loads() -> None:
 
 @pytest.mark.parametrize("words", [(), ("train",), ("launch", "local"), ("data", "prepare"), ("finetune",)])
 def test_help_does_not_wait_for_heavy_libraries(words: tuple[str, ...]) -> None:
-    started = time.perf_counter()
+    before = seconds_of_children()
     done = subprocess.run(
         [sys.executable, "-c", HELP, *words, "--help"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == "imported: []\n"
-    assert time.perf_counter() - started < 2
+    # Of a core: what others do on this machine is not the command's fault.
+    assert seconds_of_children() - before < 2
+
+
+def seconds_of_children() -> float:
+    """Return the processor time of all child processes that have ended."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def test_version_and_module() -> None:
