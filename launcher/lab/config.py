@@ -3,7 +3,7 @@
 from launcher.lab.plan import MEMORY_MB, Plan
 
 # Seconds after which a node that does not answer is DOWN.
-NODE_TIMEOUT = 10
+NODE_TIMEOUT = 5
 # Seconds for which a credential counts; a requeued job waits one second longer than that (121 s by default).
 CREDENTIAL_SECONDS = 5
 # Seconds between a preempted job's SIGTERM and its end.

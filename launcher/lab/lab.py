@@ -203,8 +203,7 @@ def prepare(
         raise UserError(
             f"{', '.join(missing)}: not installed; launcher/lab/install.sh installs SLURM and munge"
         )
-    if (folder / PLAN).exists():
-        raise UserError(f"{folder}: a cluster is up here; take it down: python -m launcher.lab down {folder}")
+    forget_dead(folder)
     isolation = find_isolation()
     if namespaces and isolation != AS_ROOT:
         raise UserError("namespaces: a network per node needs root, with the right to make namespaces")
@@ -219,6 +218,20 @@ def prepare(
         remove_network(plan)
         raise
     return Lab(plan, user_environment(os.environ, plan), isolation, leash)
+
+
+def forget_dead(folder: Path) -> None:
+    """Forget a cluster that was here and whose processes have ended with whoever started it.
+
+    Raises:
+        UserError: it is still up.
+    """
+    if not (folder / PLAN).exists():
+        return
+    plan = read_plan(folder)
+    if any(find_keeper(plan, name) is not None for name in (*plan.node_names, CONTROLLER)):
+        raise UserError(f"{folder}: a cluster is up here; take it down: python -m launcher.lab down {folder}")
+    take_down(plan)
 
 
 def open_lab(folder: Path) -> Lab:
