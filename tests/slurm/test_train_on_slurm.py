@@ -18,7 +18,13 @@ from tests.training.test_preemption import same_weights
 
 STEPS = 260
 SETTINGS = (
-    *(f"steps={STEPS}", "pruning.ramp_end=180", "pruning.end=220", "pruning.frequency=10", "model.dropout=0.1"),
+    *(
+        f"steps={STEPS}",
+        "pruning.ramp_end=180",
+        "pruning.end=220",
+        "pruning.frequency=10",
+        "model.dropout=0.1",
+    ),
     *("checkpoint.every=20", "evaluation.every=1000", "logging.histograms_every=0"),
 )
 SECONDS = 90.0
@@ -51,8 +57,8 @@ class Run:
         def reached() -> bool:
             assert self.job.state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), text(self.output)
             # What the starts before have printed and measured does not count.
-            start = text(self.output).rpartition(f"job {self.job.number}, start {self.job.restarts + 1}:")[2]
-            began = re.search(rf"prune step (\d+)/{STEPS}: loss", start)
+            start = f"job {self.job.number}, start {self.job.restarts + 1}:"
+            began = re.search(rf"{start}.*?prune step (\d+)/{STEPS}: loss", text(self.output), re.DOTALL)
             return began is not None and max(steps_of(self.folder), default=0) >= int(began.group(1)) + count
 
         self.lab.wait_for(reached, SECONDS, f"{count} steps\n{text(self.output)}")
@@ -65,6 +71,20 @@ class Run:
         self.lab.wait_for(
             lambda: self.job.restarts == restarts, SECONDS, f"requeue {restarts}\n{text(self.output)}"
         )
+
+    def go_on_after_failure(self, restarts: int) -> None:
+        """Wait until a failed run is requeued, or else submit the same command again.
+
+        A script may requeue a job whose ranks ended with 1 or by a signal (137, 143), so many times; one that
+        does not leaves it FAILED, and then the user goes on.
+        """
+        self.lab.wait_for(
+            lambda: self.job.state == "FAILED" or self.job.restarts == restarts,
+            SECONDS,
+            f"the end\n{text(self.output)}",
+        )
+        if self.job.state == "FAILED":
+            self.job = self.submit()
 
     def ranks(self) -> list[int]:
         return [rank for node in self.lab.nodes for rank in tasks(self.lab, node)]
@@ -103,7 +123,7 @@ def test_a_run_that_is_interrupted_in_every_way_ends_as_if_nothing_had_happened(
 
         # A node with everything on it.
         run.wait_for_steps(STRETCH)
-        lost = job.field("NodeList").replace("[1-2]", "2")
+        _, lost = lab.run("scontrol", "show", "hostnames", job.field("NodeList")).split()
         lab.kill_node(lost)
         lab.set_down(lost)
         run.wait_for_requeue(2)
@@ -111,23 +131,22 @@ def test_a_run_that_is_interrupted_in_every_way_ends_as_if_nothing_had_happened(
 
         # A more urgent job.
         run.wait_for_steps(STRETCH)
-        urgent = submit(lab, "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true")
+        urgent = submit(
+            lab, "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true"
+        )
         run.wait_for_requeue(3)
         assert run.saved() == max(steps_of(run.folder)), "saved before it made room"
         urgent.wait_for("COMPLETED")
 
-        # The step, not the job.
+        # The step, not the job: SLURM kills it at once, nothing is saved.
         run.wait_for_steps(STRETCH)
         lab.run("scancel", f"{job.number}.0")
-        run.wait_for_requeue(4)
-        assert run.saved() == max(steps_of(run.folder)), "saved where it stopped"
+        run.go_on_after_failure(4)
 
-        # One rank. The script of today leaves the job FAILED, and the same command goes on.
+        # One rank: the others lose their connection to it.
         run.wait_for_steps(STRETCH)
         os.kill(run.ranks()[0], signal.SIGKILL)
-        lab.wait_for(lambda: job.state == "FAILED" or job.restarts == 5, SECONDS, "the end after a rank's")
-        if run.job.state == "FAILED":
-            run.job = run.submit()
+        run.go_on_after_failure(run.job.restarts + 1)
 
         run.job.wait_for("COMPLETED", "FAILED", seconds=SECONDS)
         printed, _ = reference.communicate(timeout=SECONDS)
