@@ -48,9 +48,9 @@ def main(arguments: Sequence[str]) -> None:
     if leash == "leash":
         threading.Thread(target=wait_for_leash, args=[ending], daemon=True).start()
     reap(ending)
-    Path(process_file).unlink(missing_ok=True)
     if afterwards:
         subprocess.run(["sh", "-c", afterwards], stderr=subprocess.DEVNULL, check=False)
+    Path(process_file).unlink(missing_ok=True)
 
 
 def reap(ending: threading.Event) -> None:

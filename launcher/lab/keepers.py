@@ -19,10 +19,14 @@ def find_keeper(plan: Plan, name: str) -> int | None:
     path = plan.process_file(name)
     with suppress(OSError, ValueError):
         process = int(path.read_text())
-        # The number may have been used again since: it counts only if it is still ours.
-        command = command_line(process)
-        return process if MODULE in command and str(path) in command else None
+        return process if is_keeper(plan, name, process) else None
     return None
+
+
+def is_keeper(plan: Plan, name: str, process: int) -> bool:
+    """Say whether a process is what its file says: the number may have been used again since."""
+    command = command_line(process)
+    return MODULE in command and str(plan.process_file(name)) in command
 
 
 def end_keeper(plan: Plan, name: str) -> None:
@@ -33,7 +37,8 @@ def end_keeper(plan: Plan, name: str) -> None:
     with suppress(ProcessLookupError):
         os.kill(keeper, signal.SIGTERM)
     deadline = time.monotonic() + DOWN_SECONDS
-    while find_keeper(plan, name) == keeper:
+    while is_keeper(plan, name, keeper):
+        # It may be our child: without this it would stay, dead, until we end.
         with suppress(ChildProcessError):
             os.waitpid(keeper, os.WNOHANG)
         if time.monotonic() > deadline:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,16 +19,28 @@ from launcher.lab.scripts import AS_ROOT, bridge, link
 from sparse_pretrain.errors import UserError
 from tests.slurm.jobs import submit, text
 
+ROOT = Path(__file__).resolve().parents[2]
+
+# Starts a cluster and a job, says so, and waits to be interrupted.
 HOLD = """
 import sys, time
 from pathlib import Path
 from launcher.lab import slurm_lab
+from launcher.lab.processes import command_line
 with slurm_lab(Path(sys.argv[1]), nodes=1, namespaces=sys.argv[2] == "True") as lab:
     lab.run("sbatch", "--output=/dev/null", "--wrap", "srun sleep 1000")
-    while not any("sleep" in " ".join(map(str, [open(f"/proc/{p}/comm").read()])) for p in lab.processes("node1")):
-        time.sleep(0.05)
+    runs = lambda: any(command_line(process)[1:] == ["1000"] for process in lab.processes("node1"))
+    lab.wait_for(runs, 30, "the job")
     print(lab.plan.network, flush=True)
     time.sleep(60)
+"""
+
+AS_USER = """
+import sys
+from pathlib import Path
+from launcher.lab import slurm_lab
+with slurm_lab(Path(sys.argv[1])) as lab:
+    print(lab.run("srun", "--nodes=2", "sh", "-c", "id -u; getent hosts node2 >&2"))
 """
 
 
@@ -172,3 +185,32 @@ def test_mistakes_are_told_before_anything_is_started(slurm_installed: None, tmp
     with pytest.raises(UserError, match="at most 70 characters"), slurm_lab(tmp_path / ("x" * 70)):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ordinary_user_can_run_one(slurm_installed: None) -> None:
+    if os.getuid() != 0:
+        pytest.skip("not root, so every other test shows it")
+    as_nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    # Twice, as the first one still gets past a closed folder.
+    works = "import launcher.lab, subprocess, sys; subprocess.check_call([sys.executable, '-c', ''])"
+    for python in (sys.executable, "/usr/bin/python3"):
+        probe = [*as_nobody, python, "-c", works]
+        if subprocess.run(probe, env=environment, capture_output=True, check=False).returncode == 0:
+            break
+    else:
+        pytest.skip("no Python here that both reads this checkout and is open to other users")
+    # Not below pytest's own folder, which only its owner may enter.
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        folder = Path(name) / "lab"
+        done = subprocess.run(
+            [*as_nobody, python, "-c", AS_USER, str(folder)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.stdout.split() == ["65534", "65534"], done.stderr
+        assert processes_of(folder) == []
