@@ -64,7 +64,7 @@ def welcome(lab: Lab) -> str:
   sinfo
   srun --nodes={lab.plan.nodes} hostname
 
-Take it down: python -m launcher.lab down {lab.plan.folder}"""
+Take it down: {sys.executable} -m launcher.lab down {lab.plan.folder}"""
 
 
 def status(lab: Lab) -> None:
