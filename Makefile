@@ -1,7 +1,7 @@
 # `make demo` and `make test` set everything up by themselves: a .venv with pinned versions, made once.
 # Needs Python 3.11+ and g++ (launcher/setup.sh says so in one line when something is missing).
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast-test chaos lint wheel clean
+.PHONY: help demo test fast-test chaos slurm slurm-lab lint wheel clean
 
 READY := .venv/.ready
 
@@ -19,7 +19,7 @@ demo: $(READY)  ## the whole story, small, on real text (DEMO_ARGS=--full for th
 	.venv/bin/sparse-pretrain demo $(DEMO_ARGS)
 
 # Tests never ask a model hub: what they need comes from the package index or is made on the spot.
-test: lint  ## lint, types, every test (PYTEST_ARGS="tests/pruning -x" to choose)
+test: lint slurm  ## lint, types, every test (PYTEST_ARGS="tests/pruning -x" to choose)
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest $(PYTEST_ARGS)
 
 fast-test: $(READY)  ## only the tests that take less than ten seconds each
@@ -27,6 +27,14 @@ fast-test: $(READY)  ## only the tests that take less than ten seconds each
 
 chaos: $(READY)  ## 100 kills, damaged files and full disks; half an hour (CHAOS_ARGS="--faults 20 --seed 1")
 	HF_HUB_OFFLINE=1 .venv/bin/python -m tests.chaos $(CHAOS_ARGS)
+
+# Without the right to install it, it says so in one line, and the tests on a cluster say that they are skipped.
+slurm:
+	@launcher/lab/install.sh || true
+
+slurm-lab: $(READY)  ## a SLURM cluster of two nodes on this machine, in ./slurm-lab/ (LAB_ARGS="--nodes 3 --gpus 2")
+	@launcher/lab/install.sh
+	@.venv/bin/python -m launcher.lab up slurm-lab $(LAB_ARGS)
 
 lint: $(READY)  ## ruff (rules and format) and mypy --strict
 	.venv/bin/ruff check .

@@ -1,0 +1,1 @@
+"""A real SLURM cluster on this machine, and training on it."""
