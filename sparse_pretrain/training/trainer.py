@@ -135,6 +135,10 @@ class Trainer:
         self._validation = validation
         self._callbacks = callbacks if world.is_first else ()
 
+    def add_listener(self, listener: Callback) -> None:
+        """Tell one more listener, on whichever rank this is; the constructor's are told on rank 0 only."""
+        self._callbacks = [*self._callbacks, listener]
+
     def run(self, saver: Saver) -> bool:
         """Train until the recipe's last step, until a signal asks to stop, or until the walltime is up.
 
@@ -157,20 +161,25 @@ class Trainer:
             if self.step == 0 and self.pruner is not None:
                 self._report_masks(self.pruner.after_step(0))
             while self.step < recipe.steps:
+                self._enter("training")
                 report, agreed = self.train_step()
                 self._tell(lambda listener, report=report: listener.on_step(report))  # type: ignore[misc]
                 last = self.step == recipe.steps
                 if agreed.written == self.world.size or not self.guard.healthy:
+                    self._enter("saving")
                     saver.commit(self)
                 self.guard.check(self.step, self.last_checkpoint, last)
                 if not (agreed.stop and agreed.hurry):
                     self._look_closer(last)
                 due = last or agreed.stop or self.step % recipe.checkpoint.every == 0
                 if due and self.guard.healthy and not (agreed.hurry and saver.pending):
+                    self._enter("saving")
                     saver.begin(self)
                 if agreed.stop and not last:
+                    self._enter("saving")
                     saver.commit(self)
                     return False
+            self._enter("saving")
             saver.commit(self)
             return True
         finally:
@@ -246,6 +255,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Measure held-out loss and accuracy now, and remember them for the next checkpoint."""
+        self._enter("evaluating")
         self.metrics = evaluate(self.engine.predict, self._validation(), self.world)
         self._tell(lambda listener: listener.on_evaluation(self.step, self.metrics))
         return self.metrics
@@ -288,6 +298,9 @@ class Trainer:
         for name in self.pruner.masks if self.pruner is not None else ():
             whole = self.engine.full_master(name)
             self._tell(lambda listener, name=name, whole=whole: listener.on_weight(self.step, name, whole))  # type: ignore[misc]
+
+    def _enter(self, phase: str) -> None:
+        self._tell(lambda listener: listener.on_phase(phase))
 
     def _tell(self, event: Callable[[Callback], None]) -> None:
         for listener in self._callbacks:
