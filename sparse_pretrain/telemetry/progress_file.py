@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,28 +22,13 @@ import psutil
 from sparse_pretrain.checkpoint.fence import read_owner
 from sparse_pretrain.checkpoint.layout import CHECKPOINTS
 from sparse_pretrain.telemetry.metrics_log import without_nan
+from sparse_pretrain.telemetry.phases import EVERY_SECONDS, Phase, progress_path
 from sparse_pretrain.training.callback import Callback, CheckpointReport, StepReport
 from sparse_pretrain.training.signals import STOPPED_EXIT_CODE
 
-PROGRESS = "progress"
-EVERY_SECONDS = 5.0
 # A file system that hangs must not keep a rank from ending.
 LAST_WRITE_SECONDS = 5.0
 OURS = Path(__file__).resolve().parents[1]
-
-
-class Phase(StrEnum):
-    """What a rank is doing; the last three are final."""
-
-    STARTING = "starting"
-    TRAINING = "training"
-    SAVING = "saving"
-    EVALUATING = "evaluating"
-    FINISHED = "finished"
-    STOPPED = "stopped"
-    FAILED = "failed"
-
-
 ENDS = {0: Phase.FINISHED, STOPPED_EXIT_CODE: Phase.STOPPED}
 
 
@@ -193,11 +177,6 @@ class ProgressFile(Callback):
             temporary.replace(self.path)
 
 
-def progress_path(run_folder: Path, rank: int) -> Path:
-    """Return where a rank's progress lies."""
-    return run_folder / PROGRESS / f"rank-{rank}.json"
-
-
 def launch_name(environment: Mapping[str, str] = os.environ) -> str:
     """Return what all ranks of one start have in common and those of another start have not."""
     job = environment.get("SLURM_JOB_ID")
@@ -208,7 +187,10 @@ def launch_name(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def job_step(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the SLURM step of this task as `scancel` takes it, `JOB.STEP`; None outside of srun."""
+    """Return the SLURM step of this task as `scancel` takes it, `JOB.STEP`; None where srun has not started it."""
+    if "RANK" in environment:
+        # torchrun or `launch local`, perhaps within an interactive step, which must not get our signals.
+        return None
     job, step = environment.get("SLURM_JOB_ID"), environment.get("SLURM_STEP_ID")
     return f"{job}.{step}" if job and step else None
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from sparse_pretrain.telemetry.progress_file import ProgressFile, job_step, launch_name, progress_path
+from sparse_pretrain.telemetry.phases import progress_path
+from sparse_pretrain.telemetry.progress_file import ProgressFile, job_step, launch_name
 from sparse_pretrain.training.callback import StepReport
 
 
@@ -125,4 +126,5 @@ def test_starts_of_a_run_have_different_names() -> None:
     assert launch_name(slurm) != launch_name({**slurm, "SLURM_RESTART_COUNT": "1"})
     assert launch_name({"MASTER_ADDR": "a", "MASTER_PORT": "1"}) == "a:1, restart 0"
     assert job_step(slurm) == "7.0"
+    assert job_step({**slurm, "RANK": "0"}) is None
     assert job_step({}) is None
