@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from launcher.query import Job, SlurmError, ask, find_job, find_jobs
@@ -10,7 +10,7 @@ from launcher.watch.folders import newest_checkpoint, read_submitted
 from launcher.watch.ranks import read_ranks
 from launcher.watch.reach import signal_here, signal_step
 from launcher.watch.render import show_seconds
-from launcher.watch.status import job_of
+from launcher.watch.status import jobs_of
 from sparse_pretrain.checkpoint.fence import is_alive, read_owner
 from sparse_pretrain.checkpoint.layout import CHECKPOINTS
 from sparse_pretrain.errors import FailedError
@@ -39,9 +39,9 @@ def cancel(
     Raises:
         FailedError: it still runs after `wait` seconds, or SLURM does not answer.
     """
-    number = job_of(read_ranks(run_folder), read_submitted(run_folder))
+    numbers = jobs_of(read_ranks(run_folder), read_submitted(run_folder))
     try:
-        running = None if number is None else stop_jobs(run_folder, number, say, now, environment)
+        running = stop_jobs(run_folder, numbers, say, now, environment)
         if running is not None:
             wait_until(lambda: not find_job(running.id, environment).runs, run_folder, say, wait)
             say(f"{run_folder}: job {running.id} has ended; {describe_saved(run_folder)}")
@@ -51,7 +51,7 @@ def cancel(
     reached = signal_here(read_ranks(run_folder), run_folder, signal.SIGKILL if now else signal.SIGTERM)
     if not reached:
         elsewhere = sorted({rank.host for rank in read_ranks(run_folder).active if not rank.is_here})
-        if elsewhere and number is None:
+        if elsewhere and not numbers:
             raise FailedError(
                 f"{run_folder}: its ranks are on {', '.join(elsewhere)}, and SLURM did not start them; run "
                 f"`launch cancel` on one of these machines"
@@ -64,12 +64,10 @@ def cancel(
 
 
 def stop_jobs(
-    run_folder: Path, number: str, say: Say, now: bool, environment: Mapping[str, str] | None
+    run_folder: Path, numbers: Sequence[str], say: Say, now: bool, environment: Mapping[str, str] | None
 ) -> Job | None:
     """Cancel the jobs of a run that wait, ask the one that runs to leave; return that one."""
-    submitted = read_submitted(run_folder)
-    chain = submitted.chain if submitted is not None else (number,)
-    jobs = find_jobs(chain, environment).values()
+    jobs = find_jobs(numbers, environment).values()
     # First those that wait: one of a chain would start when the running one ends.
     for job in jobs:
         if job.waits:

@@ -1,10 +1,10 @@
 """The state of a run, from what its ranks write and what SLURM says."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.query import Job, SlurmError, find_jobs, find_nodes
+from launcher.query import UNKNOWN, Job, SlurmError, find_jobs, find_nodes
 from launcher.watch.folders import (
     Saved,
     Submitted,
@@ -20,7 +20,8 @@ from sparse_pretrain.telemetry.phases import Phase
 # Building models and compiling DeepSpeed's extension take minutes at a first start.
 PATIENCE_SECONDS = 600.0
 
-AskJobs = Callable[[Sequence[str]], Mapping[str, Job]]
+# Of jobs that ended long ago SLURM knows nothing, and a run may have had hundreds.
+LONGEST_CHAIN = 50
 
 
 @dataclass(frozen=True)
@@ -98,18 +99,19 @@ def describe_runs(
         patience: seconds without a step after which a run counts as stuck.
         environment: for SLURM's commands.
     """
-    looks = [(folder, read_ranks(folder), read_submitted(folder)) for folder in folders]
-    numbers = [number for _, ranks, submitted in looks if (number := job_of(ranks, submitted)) is not None]
+    looks = [(folder, read_ranks(folder)) for folder in folders]
+    numbers = {folder: jobs_of(ranks, read_submitted(folder)) for folder, ranks in looks}
     jobs: Mapping[str, Job] = {}
     problem = None
     try:
-        jobs = find_jobs(list(dict.fromkeys(numbers)), environment)
+        every = dict.fromkeys(number for chain in numbers.values() for number in chain)
+        jobs = find_jobs(list(every), environment)
     except SlurmError as error:
         problem = str(error)
     described = []
-    for folder, ranks, submitted in looks:
-        number = job_of(ranks, submitted)
-        job = None if number is None else jobs.get(number)
+    for folder, ranks in looks:
+        chain = numbers[folder]
+        job = choose_job([jobs[number] for number in chain if number in jobs])
         described.append(
             describe_run(
                 folder,
@@ -119,19 +121,28 @@ def describe_runs(
                 now,
                 patience,
                 bad_nodes=find_bad_nodes(job, environment),
-                job_id=number,
-                slurm_problem=problem if number is not None else None,
+                slurm_problem=problem if chain else None,
             )
         )
     return described
 
 
-def job_of(ranks: Ranks, submitted: Submitted | None) -> str | None:
-    """Return the number of a run's job: what was submitted last, or else what its ranks ran in."""
+def jobs_of(ranks: Ranks, submitted: Submitted | None) -> tuple[str, ...]:
+    """Return the numbers of a run's newest jobs: those that were submitted, or else what its ranks run in."""
     if submitted is not None:
-        return submitted.job_id
+        return submitted.chain[-LONGEST_CHAIN:]
     # `launch local` inside of somebody's allocation is not that job's run: job_step is of srun's tasks only.
-    return next((rank.job_id for rank in ranks.arrived if rank.job_step is not None), None)
+    found = next((rank.job_id for rank in ranks.arrived if rank.job_step is not None), None)
+    return () if found is None else (found,)
+
+
+def choose_job(chain: Sequence[Job]) -> Job | None:
+    """Return the job that says most about a run: it runs, waits next, had nodes last, or was submitted last."""
+    running = [job for job in chain if job.runs]
+    waiting = [job for job in chain if job.waits]
+    # One that was cancelled while it waited says nothing about the one that ran before it.
+    started = [job for job in reversed(chain) if job.nodes]
+    return next(iter([*running, *waiting, *started, *reversed(chain)]), None)
 
 
 def find_bad_nodes(job: Job | None, environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -157,7 +168,6 @@ def describe_run(
     now: float,
     patience: float = PATIENCE_SECONDS,
     bad_nodes: tuple[str, ...] = (),
-    job_id: str | None = None,
     slurm_problem: str | None = None,
 ) -> RunStatus:
     """Return the status of one run."""
@@ -185,7 +195,7 @@ def describe_run(
         checkpoint=saved.name if saved is not None else None,
         checkpoint_step=saved.step if saved is not None else None,
         checkpoint_age=max(0.0, now - saved.written) if saved is not None else None,
-        job_id=job_id,
+        job_id=job.id if job is not None else None,
         job_state=job.state if job is not None else None,
         job_reason=job.reason if job is not None else None,
         bad_nodes=bad_nodes,
@@ -210,12 +220,13 @@ def find_state(ranks: Ranks, job: Job | None, now: float, patience: float) -> tu
     """
     if job is not None and job.waits:
         return "waiting", f"job {job.id} {job.state.lower()}" + (f": {job.reason}" if job.reason else "")
-    belongs = job is None or not ranks.arrived or ranks.arrived[0].job_id in (None, job.id)
-    if not ranks.arrived or not belongs:
+    known = job is not None and job.state != UNKNOWN
+    foreign = known and job is not None and any(rank.job_id not in (None, job.id) for rank in ranks.arrived)
+    if not ranks.arrived or foreign:
         return before_the_ranks(job)
     if not ranks.active:
         return ended(ranks, job)
-    if job is not None and not job.runs and job.state != "UNKNOWN":
+    if job is not None and not job.runs and job.state != UNKNOWN:
         return "died", f"job {job.id} is {job.state.lower()}, and its ranks never said that they ended"
     dead = [rank for rank in ranks.active if rank.is_here and not rank.lives_here]
     if dead:
@@ -242,7 +253,7 @@ def before_the_ranks(job: Job | None) -> tuple[str, str | None]:
         return "unknown", "no rank has written"
     if job.runs:
         return "starting", f"job {job.id} runs, no rank has written yet"
-    if job.state == "UNKNOWN":
+    if job.state == UNKNOWN:
         return "unknown", f"SLURM does not know job {job.id} any more, and no rank has written"
     return "failed", f"job {job.id} is {job.state.lower()}, and no rank has written" + (
         f" ({job.reason})" if job.reason else ""

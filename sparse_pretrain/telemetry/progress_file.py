@@ -21,6 +21,7 @@ import psutil
 
 from sparse_pretrain.checkpoint.fence import read_owner
 from sparse_pretrain.checkpoint.layout import CHECKPOINTS
+from sparse_pretrain.telemetry.launch_identity import job_step, launch_name
 from sparse_pretrain.telemetry.metrics_log import without_nan
 from sparse_pretrain.telemetry.phases import EVERY_SECONDS, Phase, progress_path
 from sparse_pretrain.training.callback import Callback, CheckpointReport, StepReport
@@ -175,24 +176,6 @@ class ProgressFile(Callback):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(without_nan(facts)) + "\n", encoding="utf-8")
             temporary.replace(self.path)
-
-
-def launch_name(environment: Mapping[str, str] = os.environ) -> str:
-    """Return what all ranks of one start have in common and those of another start have not."""
-    job = environment.get("SLURM_JOB_ID")
-    if job is not None:
-        return f"job {job}, restart {environment.get('SLURM_RESTART_COUNT', '0')}"
-    meeting = (environment.get("MASTER_ADDR", "alone"), environment.get("MASTER_PORT", str(os.getpid())))
-    return f"{':'.join(meeting)}, restart {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-
-
-def job_step(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the SLURM step of this task as `scancel` takes it, `JOB.STEP`; None where srun has not started it."""
-    if "RANK" in environment:
-        # torchrun or `launch local`, perhaps within an interactive step, which must not get our signals.
-        return None
-    job, step = environment.get("SLURM_JOB_ID"), environment.get("SLURM_STEP_ID")
-    return f"{job}.{step}" if job and step else None
 
 
 def where(thread: int) -> str | None:

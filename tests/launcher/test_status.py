@@ -14,7 +14,7 @@ from launcher.query import UNKNOWN, Job
 from launcher.watch.folders import find_runs, last_line
 from launcher.watch.ranks import read_ranks
 from launcher.watch.render import render_runs, show_seconds
-from launcher.watch.status import RunStatus, describe_run, describe_runs, find_state
+from launcher.watch.status import RunStatus, choose_job, describe_run, describe_runs, find_state
 from tests.launcher.test_query import programs
 from tests.launcher.watching import write_rank
 
@@ -157,6 +157,7 @@ def test_a_job_and_its_ranks_together(tmp_path: Path) -> None:
         write_rank(tmp_path, rank, job_id="7", job_step="7.0")
     assert state(tmp_path, Job("7", "RUNNING"))[0] == "training"
     assert state(tmp_path, Job("7", UNKNOWN))[0] == "training"
+    assert state(tmp_path, Job("8", UNKNOWN))[0] == "training"
     assert state(tmp_path, Job("7", "NODE_FAIL"))[0] == "died"
     assert state(tmp_path, Job("7", "PENDING", "BeginTime"))[0] == "waiting"
     # What an earlier job's ranks have left says nothing of a new one.
@@ -175,6 +176,17 @@ def test_slurm_is_asked_once_and_a_bad_node_is_told(tmp_path: Path) -> None:
     (status,) = describe_runs([run], time.time(), PATIENCE, environment)
     assert (status.state, status.job_id, status.job_state) == ("training", "7", "RUNNING")
     assert status.bad_nodes == ("wn2: DOWN* (lost)",)
+
+
+def test_of_a_chain_the_job_that_runs_counts_else_the_next_one() -> None:
+    ended, runs = Job("5", "COMPLETED"), Job("6", "RUNNING")
+    first, second = Job("7", "PENDING"), Job("8", "PENDING")
+    assert choose_job([ended, runs, first, second]) == runs
+    assert choose_job([ended, first, second]) == first
+    assert choose_job([ended, Job("6", "FAILED")]) == Job("6", "FAILED")
+    started = Job("5", "FAILED", nodes=("n1",))
+    assert choose_job([started, Job("6", "CANCELLED")]) == started
+    assert choose_job([]) is None
 
 
 def test_a_controller_that_is_down_leaves_what_the_files_say(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from sparse_pretrain.telemetry.launch_identity import job_step, launch_name
 from sparse_pretrain.telemetry.phases import progress_path
-from sparse_pretrain.telemetry.progress_file import ProgressFile, job_step, launch_name
+from sparse_pretrain.telemetry.progress_file import ProgressFile
 from sparse_pretrain.training.callback import StepReport
 
 
