@@ -164,6 +164,6 @@ def why_not_joined(arrival: Arrival, first: Arrival | None) -> tuple[str, str] |
     if arrival.reaches_meeting is False and first.stage != "failed":
         return (
             f"cannot connect to {arrival.meeting}, where rank 0 waits",
-            "check MASTER_ADDR and firewall, or take another port",
+            "check that the name resolves there, MASTER_ADDR and firewall, or take another port",
         )
     return None

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5
 # What the checks may take once the ranks have met.
 CHECK_SECONDS = 180.0
+# NFS clients keep what they know of a folder for some seconds.
+SEEN_SECONDS = 15.0
 # Ranks give up at about the same time: the one that reports waits for the others' last words.
 LAST_WORDS_SECONDS = 2.0
 
@@ -83,6 +85,9 @@ def read_options() -> argparse.Namespace:
         "--path", type=Path, action="append", default=[], help="that every rank must be able to read"
     )
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for the ranks to meet")
+    parser.add_argument(
+        "--seen-seconds", type=float, default=SEEN_SECONDS, help="for a file to be seen by other machines"
+    )
     parser.add_argument(
         "--meeting", help="a name that the ranks of this start share; default: by the environment"
     )

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from sparse_pretrain.training.world import World
 
-# NFS clients keep what they know of a folder for some seconds.
-SEEN_SECONDS = 15.0
 POLL_SECONDS = 0.2
 
 

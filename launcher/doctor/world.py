@@ -10,7 +10,7 @@ from launcher.doctor.compare import LEAST_FREE, compare
 from launcher.doctor.facts import RankFacts, collect
 from launcher.doctor.findings import Report, sorted_findings
 from launcher.doctor.network import measure_all_reduce, measure_pairs, pairs_to_measure, slow_pairs
-from launcher.doctor.shared_folder import SEEN_SECONDS, try_folder
+from launcher.doctor.shared_folder import try_folder
 from sparse_pretrain.training.world import World
 
 CHECKS = ("versions", "code", "paths", "run folder", "space", "clock", "gpu")
@@ -33,7 +33,7 @@ class Wanted:
     paths: Sequence[Path] = ()
     speed: bool = True
     least_free: int = LEAST_FREE
-    seen_seconds: float = SEEN_SECONDS
+    seen_seconds: float = 15.0
     gpus_in_use: bool = False
 
 

@@ -78,13 +78,16 @@ def stop_jobs(
         return None
     # The job's script requeues it when the ranks have saved; SLURM itself does after a node has failed.
     ask(["scontrol", "update", f"JobId={running.id}", "Requeue=0"], environment=environment)
-    if now:
-        ask(["scancel", "--signal=KILL", running.id], environment=environment)
-        say(f"{run_folder}: job {running.id} was killed")
-        return running
     step = next((rank.job_step for rank in read_ranks(run_folder).active if rank.job_step is not None), None)
     belongs = step is not None and step.split(".")[0] == running.id
-    signal_step(step if step is not None and belongs else running.id, signal.SIGTERM, environment)
+    target = step if step is not None and belongs else running.id
+    if now:
+        # To the step, for to a whole job KILL begins with TERM, and ranks would save.
+        signal_step(target, signal.SIGKILL, environment)
+        ask(["scancel", running.id], environment=environment)
+        say(f"{run_folder}: job {running.id} was killed")
+        return running
+    signal_step(target, signal.SIGTERM, environment)
     say(f"{run_folder}: job {running.id} was asked to save and leave; it will not be requeued")
     return running
 

@@ -41,7 +41,7 @@ class RunStatus:
     Attributes:
         run: its folder.
         state: waiting, starting, training, saving, evaluating, stuck, silent (nobody has written for a minute),
-            ending, finished, stopped, failed, died (a process is gone without a word), unknown.
+            ending, finished, stopped, cancelled, failed, died (a process is gone without a word), unknown.
         detail: one line about the state; None where it speaks for itself.
         step, steps: done, and of the whole run; None before the first start.
         loss, sparsity, tokens_per_second: the newest, None where the run has none.
@@ -227,6 +227,8 @@ def find_state(ranks: Ranks, job: Job | None, now: float, patience: float) -> tu
     if not ranks.active:
         return ended(ranks, job)
     if job is not None and not job.runs and job.state != UNKNOWN:
+        if job.state == "CANCELLED":
+            return "cancelled", f"job {job.id}; the same command continues from the newest checkpoint"
         return "died", f"job {job.id} is {job.state.lower()}, and its ranks never said that they ended"
     dead = [rank for rank in ranks.active if rank.is_here and not rank.lives_here]
     if dead:

@@ -159,6 +159,7 @@ def test_a_job_and_its_ranks_together(tmp_path: Path) -> None:
     assert state(tmp_path, Job("7", UNKNOWN))[0] == "training"
     assert state(tmp_path, Job("8", UNKNOWN))[0] == "training"
     assert state(tmp_path, Job("7", "NODE_FAIL"))[0] == "died"
+    assert state(tmp_path, Job("7", "CANCELLED"))[0] == "cancelled"
     assert state(tmp_path, Job("7", "PENDING", "BeginTime"))[0] == "waiting"
     # What an earlier job's ranks have left says nothing of a new one.
     assert state(tmp_path, Job("8", "RUNNING"))[0] == "starting"
