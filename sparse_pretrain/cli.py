@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from launcher import cli_slurm
+from launcher import cli_doctor, cli_slurm, cli_watch
 from sparse_pretrain import __version__
 from sparse_pretrain.cli_checkpoint import app as checkpoint_app
 from sparse_pretrain.cli_json import JsonOption, print_json
@@ -173,7 +173,8 @@ def launch_local_command(
     raise typer.Exit(launch_local(command, nproc or max(1, len(find_machine().gpus)), settings.output))
 
 
-cli_slurm.register(launch_app)
+for part in (cli_slurm, cli_watch, cli_doctor):
+    part.register(launch_app)
 
 
 @app.command()

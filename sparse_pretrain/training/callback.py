@@ -85,10 +85,16 @@ def is_logged(step: int, every: int, last: int) -> bool:
 
 
 class Callback:
-    """Base of everything that listens to a run; rank 0 only. Every method does nothing by default."""
+    """Base of everything that listens to a run. Every method does nothing by default.
+
+    Told on rank 0 only, but for those that `Trainer.add_listener` adds on other ranks.
+    """
 
     def on_start(self, step: int, total_steps: int) -> None:
         """Training starts, or continues, after `step` steps of `total_steps`."""
+
+    def on_phase(self, phase: str) -> None:
+        """The rank goes over to "training", "evaluating" or "saving"; it may be in it already."""
 
     def on_step(self, report: StepReport) -> None:
         """An optimizer step is done."""

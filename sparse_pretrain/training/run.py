@@ -21,7 +21,9 @@ from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import read_json, write_json, write_text
 from sparse_pretrain.telemetry.console import ConsoleProgress, redirect_output
 from sparse_pretrain.telemetry.metrics_log import MetricsLog
+from sparse_pretrain.telemetry.progress_file import ProgressFile
 from sparse_pretrain.telemetry.rank_log import RankLog
+from sparse_pretrain.telemetry.stacks import show_stacks_on_request
 from sparse_pretrain.telemetry.tensorboard import TensorBoardWriter
 from sparse_pretrain.training.callback import Callback
 from sparse_pretrain.training.deadline import Deadline, end_of_allocation
@@ -59,37 +61,41 @@ def train(recipe: TrainRecipe, allow_change: bool = False) -> int:
     # From the first moment on: a signal while libraries load and models are built must not kill a rank.
     stop = StopFlag()
     stop.install()
+    show_stacks_on_request()
     inputs, precision = check(recipe)
-    rank, _, _ = rank_from_environment()
+    rank, size, _ = rank_from_environment()
     log = RankLog(recipe.output, rank)
     console = redirect_output(log, speaks=rank == 0)
+    progress = ProgressFile(recipe.output, rank, size, recipe.steps)
     try:
         try:
             trainer, saver = _prepare(recipe, inputs, precision, join_world(), console, allow_change)
         except UserError as error:
             # Every rank finds the same mistake; once is enough to read it.
             console.print(str(error), soft_wrap=True)
+            progress.forget()
             log.forget()
             return 2
         trainer.stop = stop
+        trainer.add_listener(progress)
         # From here on there is work to lose: whatever fails is a failure, and its log stays.
-        return _run(trainer, saver, console)
+        return progress.close(_run(trainer, saver, console))
     except UserError as error:
         console.print(str(error), soft_wrap=True)
-        return 2
+        return progress.close(2)
     except Exception as error:
         disk = as_disk_error(error)
         if disk is not None and disk.errno in FULL:
             # Metrics, logs and checkpoints lie on one disk: whichever met it first, the user can help.
             console.print(f"{recipe.output}: {reason(disk)}", soft_wrap=True)
-            return 2
+            return progress.close(2)
         with suppress(OSError):
             traceback.print_exc()
         # Rank 0's console may be the one that stays silent: every rank says where to look.
         Console(file=console.file, markup=False, highlight=False).print(
             f"rank {rank}: {type(error).__name__}: {error}; the traceback is in {log.path}", soft_wrap=True
         )
-        return 1
+        return progress.close(1)
 
 
 def check(recipe: TrainRecipe) -> tuple[Inputs, Resolved]:

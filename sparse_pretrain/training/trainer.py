@@ -136,6 +136,10 @@ class Trainer:
         self._validation = validation
         self._callbacks = callbacks if world.is_first else ()
 
+    def add_listener(self, listener: Callback) -> None:
+        """Tell one more listener, on whichever rank this is; the constructor's are told on rank 0 only."""
+        self._callbacks = [*self._callbacks, listener]
+
     def run(self, saver: Saver) -> bool:
         """Train until the recipe's last step, until a signal asks to stop, or until the walltime is up.
 
@@ -162,10 +166,12 @@ class Trainer:
                 self._look_closer(last=False)
             while self.step < recipe.steps:
                 began = time.perf_counter()
+                self._enter("training")
                 report, agreed = self.train_step()
                 self._tell(lambda listener, report=report: listener.on_step(report))  # type: ignore[misc]
                 last = self.step == recipe.steps
                 if agreed.written == self.world.size or not self.guard.healthy:
+                    self._enter("saving")
                     saver.commit(self)
                 self.guard.check(self.step, self.last_checkpoint, last)
                 if last or not agreed.stop:
@@ -174,10 +180,13 @@ class Trainer:
                 self._longest_step = max(self._longest_step, time.perf_counter() - began)
                 due = last or agreed.stop or self.step % recipe.checkpoint.every == 0
                 if due and self.guard.healthy and not (agreed.hurry and saver.pending):
+                    self._enter("saving")
                     saver.begin(self)
                 if agreed.stop and not last:
+                    self._enter("saving")
                     saver.commit(self)
                     return False
+            self._enter("saving")
             saver.commit(self)
             return True
         finally:
@@ -252,6 +261,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Measure held-out loss and accuracy now, and remember them for the next checkpoint."""
+        self._enter("evaluating")
         self.metrics = evaluate(self.engine.predict, self._validation(), self.world)
         self.evaluated_at = self.step
         self._tell(lambda listener: listener.on_evaluation(self.step, self.metrics))
@@ -295,6 +305,9 @@ class Trainer:
         for name in self.pruner.masks if self.pruner is not None else ():
             whole = self.engine.full_master(name)
             self._tell(lambda listener, name=name, whole=whole: listener.on_weight(self.step, name, whole))  # type: ignore[misc]
+
+    def _enter(self, phase: str) -> None:
+        self._tell(lambda listener: listener.on_phase(phase))
 
     def _tell(self, event: Callable[[Callback], None]) -> None:
         for listener in self._callbacks:

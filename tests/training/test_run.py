@@ -71,6 +71,7 @@ def test_a_run_on_two_ranks_is_quiet_and_leaves_a_whole_folder(tmp_path: Path) -
     assert {path.name for path in run.iterdir()} == {
         "recipe.yaml",
         "provenance.json",
+        "progress",
         "metrics.jsonl",
         "tensorboard",
         "checkpoints",

@@ -1,0 +1,110 @@
+"""Latency and bandwidth between ranks, by the collectives that training uses."""
+
+import time
+from collections.abc import Sequence
+from itertools import combinations
+from statistics import median
+
+import torch
+import torch.distributed as dist
+
+from launcher.doctor.findings import Finding
+from sparse_pretrain.training.world import World
+
+SMALL_ROUNDS = 20
+LARGE_BYTES = 8 * 2**20
+LARGE_ROUNDS = 3
+PAIR_BYTES = 2 * 2**20
+# Of 16 machines all 120 pairs are measured, one after the other; of more each with its neighbour only.
+ALL_PAIRS_UP_TO = 16
+SLOWER = 3.0
+
+Pair = tuple[int, int]
+
+
+def measure_all_reduce(world: World) -> dict[str, float]:
+    """Return `all_reduce_seconds` for 8 bytes and `all_reduce_bytes_per_second` for large ones (collective).
+
+    The latter is the size divided by the time, whatever the number of ranks.
+    """
+    small = torch.zeros(2, dtype=torch.float32, device=world.device)
+    large = torch.zeros(LARGE_BYTES // 4, dtype=torch.float32, device=world.device)
+    return {
+        "all_reduce_seconds": median_seconds(small, SMALL_ROUNDS),
+        "all_reduce_bytes_per_second": LARGE_BYTES / median_seconds(large, LARGE_ROUNDS),
+    }
+
+
+def median_seconds(tensor: torch.Tensor, rounds: int) -> float:
+    """Return what an all-reduce takes, the first one, which opens connections, aside."""
+    seconds = []
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        dist.all_reduce(tensor)
+        # Reading a value waits for a GPU too.
+        float(tensor[0])
+        seconds.append(time.perf_counter() - started)
+    return median(seconds[1:])
+
+
+def pairs_to_measure(hosts: Sequence[str]) -> list[Pair]:
+    """Return which ranks to measure against each other: the first ones of each two machines.
+
+    Args:
+        hosts: of all ranks, in their order.
+    """
+    leaders = [hosts.index(host) for host in dict.fromkeys(hosts)]
+    if len(leaders) <= ALL_PAIRS_UP_TO:
+        return list(combinations(leaders, 2))
+    return list(zip(leaders, [*leaders[1:], leaders[0]], strict=True))
+
+
+def measure_pairs(world: World, pairs: Sequence[Pair]) -> dict[Pair, float]:
+    """Return bytes a second between pairs of ranks, there and back, on every rank (collective)."""
+    mine = {}
+    for pair in pairs:
+        # One pair at a time: they would share the cables.
+        if world.rank in pair:
+            mine[pair] = measure_pair(world, pair)
+        world.barrier()
+    merged: dict[Pair, float] = {}
+    for found in world.gather(mine):
+        merged |= found
+    return merged
+
+
+def measure_pair(world: World, pair: Pair) -> float:
+    """Return bytes a second between this rank and the other one of a pair."""
+    first, second = pair
+    tensor = torch.zeros(PAIR_BYTES // 4, dtype=torch.float32, device=world.device)
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        if world.rank == first:
+            dist.send(tensor, second)
+            dist.recv(tensor, second)
+        else:
+            dist.recv(tensor, first)
+            dist.send(tensor, first)
+        float(tensor[0])
+        seconds.append(time.perf_counter() - started)
+    return 2 * PAIR_BYTES / median(seconds[1:])
+
+
+def slow_pairs(rates: dict[Pair, float], hosts: Sequence[str]) -> list[Finding]:
+    """Return pairs of machines that are much slower than the median pair; at least three are needed to judge."""
+    if len(rates) < 3:
+        return []
+    middle = median(rates.values())
+    return [
+        Finding(
+            "network",
+            "warning",
+            f"{hosts[first]} and {hosts[second]} exchange {rate / 1e9:.2f} GB/s, the median pair {middle / 1e9:.2f}",
+            "look at their cables and switch, or leave one of them out (sbatch --exclude)",
+            first,
+            hosts[first],
+        )
+        for (first, second), rate in rates.items()
+        if rate * SLOWER < middle
+    ]
