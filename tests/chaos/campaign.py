@@ -175,7 +175,7 @@ class Campaign:
 
     def _start_once(self, fault: Fault | None, pace: Pace) -> Struck:
         """Start the run, let a fault strike, wait until nothing of it runs, and judge."""
-        expected = expect(self._run, self._damaged, self._printed)
+        expected = expect(self._run, self._damaged, self._printed, EVERY, self._disk_was_full)
         owner = read_owner(self._run / CHECKPOINTS)
         on_small_disk = fault is not None and fault.stop.startswith("disk") and have_own_mounts()
         with small_disk(self._run, DISK_BYTES) if on_small_disk else nullcontext():
@@ -198,6 +198,7 @@ class Campaign:
         if began:
             # One that was killed before it began leaves everything, and what was said last, as it was.
             self._printed = start.printed()
+            self._disk_was_full = fault is not None and fault.stop.startswith("disk")
         code = start.launcher.returncode
         struck = Struck(what, code, start.printed(), resumed, began, hung, start.seconds())
         if what and not on_small_disk and start.saves_begun():

@@ -108,14 +108,25 @@ def whole_steps(run: Path, damaged: Damaged) -> list[int]:
     return sorted(step for step, folder in on_disk(run).items() if folder not in damaged)
 
 
-def expect(run: Path, damaged: Damaged, printed: str) -> Expected:
-    """Look at a run's folder while nothing runs; `printed` by the start before."""
+def expect(run: Path, damaged: Damaged, printed: str, every: int, disk_was_full: bool = False) -> Expected:
+    """Look at a run's folder while nothing runs.
+
+    Args:
+        run: the run's folder.
+        damaged: what we damaged.
+        printed: by the last start that began.
+        every: steps between saves.
+        disk_was_full: in that start. Whatever met it first (perhaps the metrics, so that no save is named as the
+            one refused), the last save that was due is not there.
+    """
     whole = whole_steps(run, damaged)
     newest = whole[-1] if whole else None
     newer = tuple(step for step in on_disk(run) if newest is not None and step > newest and step not in whole)
     refused = NOT_SAVED.search(printed)
     trained = last_step(run) or 0
     saving = int(refused.group(1)) if refused else step_being_written(run)
+    if saving is None and disk_was_full and trained >= every:
+        saving = trained - trained % every
     return Expected(newest, newer, trained if saving is None else min(saving, trained))
 
 

@@ -110,11 +110,12 @@ def test_work_counts_as_lost_from_the_save_that_was_under_way(tmp_path: Path) ->
     checkpoint(tmp_path, 20)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 47, "loss": 1}\n{"kind": "tr')
-    assert expect(tmp_path, Damaged(), "").worked == 47
+    assert expect(tmp_path, Damaged(), "", 20).worked == 47
     refused = "x: step 38 was not saved: rank 0: No space left"
-    assert expect(tmp_path, Damaged(), refused).worked == 38
+    assert expect(tmp_path, Damaged(), refused, 20).worked == 38
+    assert expect(tmp_path, Damaged(), "run: No space left", 20, disk_was_full=True).worked == 40
     (tmp_path / CHECKPOINTS / ".step-0000040.start-2.partial").mkdir()
-    assert expect(tmp_path, Damaged(), "").worked == 40
+    assert expect(tmp_path, Damaged(), "", 20).worked == 40
 
 
 def test_more_than_a_save_interval_is_complained_of() -> None:
