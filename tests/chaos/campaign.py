@@ -132,7 +132,7 @@ class Campaign:
     def _next_run(self) -> None:
         self._runs += 1
         self._run = self._make_folder(f"run-{self._runs:03d}")
-        self._damaged, self._printed = Damaged(), ""
+        self._damaged, self._printed, self._disk_was_full = Damaged(), "", False
 
     def _make_folder(self, name: str) -> Path:
         parent = self._workdir / name

@@ -85,15 +85,15 @@ def test_the_newest_undamaged_checkpoint_is_expected_also_when_it_lies_aside(tmp
     damaged = Damaged()
     for step in (20, 40):
         newest = checkpoint(tmp_path, step)
-    assert expect(tmp_path, damaged, "") == Expected(40, (), 40)
+    assert expect(tmp_path, damaged, "", 20) == Expected(40, (), 40)
     leave_replaced(newest)
-    assert expect(tmp_path, damaged, "") == Expected(40, (), 40)
+    assert expect(tmp_path, damaged, "", 20) == Expected(40, (), 40)
     newest = checkpoint(tmp_path, 60)
     damage(newest, "delete", random.Random(0))
     assert half_written(tmp_path, damaged)
     damaged.add(newest)
     assert not half_written(tmp_path, damaged)
-    assert expect(tmp_path, damaged, "") == Expected(40, (60,), 60)
+    assert expect(tmp_path, damaged, "", 20) == Expected(40, (60,), 60)
 
 
 def test_a_checkpoint_written_again_is_not_the_one_that_was_damaged(tmp_path: Path) -> None:
