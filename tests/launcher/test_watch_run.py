@@ -49,7 +49,8 @@ def test_a_run_is_seen_asked_and_stopped(tmp_path: Path) -> None:
         assert (status.ranks, status.ranks_expected, status.starts) == (2, 2, 1)
         assert status.loss is not None
         ranks = read_ranks(run).arrived
-        assert all(rank.where is not None and rank.where.startswith("training/") for rank in ranks)
+        # Somewhere in our own code: `training/engine.py:93`, `pruning/masks.py:80`, …
+        assert all(rank.where is not None and ".py:" in rank.where for rank in ranks)
         stacks: list[str] = []
         show_stacks(run, None, stacks.append)
         for rank in (0, 1):
