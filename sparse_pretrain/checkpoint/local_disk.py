@@ -20,6 +20,7 @@ from sparse_pretrain.checkpoint.fence import Claim
 from sparse_pretrain.checkpoint.integrity import FileFacts, Ranks
 from sparse_pretrain.checkpoint.layout import saved_steps, staging_folder
 from sparse_pretrain.checkpoint.staging import commit
+from sparse_pretrain.checkpoint.tensor_file import write_all
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import read_json, write_json
 
@@ -112,7 +113,7 @@ def copy_files(source: Path, target: Path, files: Mapping[str, FileFacts]) -> No
         with (source / name).open("rb") as reader, path.open("wb", buffering=0) as writer:
             while chunk := reader.read(CHUNK):
                 digest.update(chunk)
-                writer.write(chunk)
+                write_all(writer.fileno(), memoryview(chunk))
             os.fsync(writer.fileno())
         if digest.hexdigest() != facts.xxh3:
             raise OSError(f"{source / name}: it is not what was written there (its checksum differs)")
