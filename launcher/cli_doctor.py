@@ -4,7 +4,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from sparse_pretrain.cli_json import JsonOption, print_json
+from sparse_pretrain.cli_options import JsonOption, OverridesArgument, RecipeArgument, print_json
 
 
 def register(launch_app: typer.Typer) -> None:
@@ -13,11 +13,8 @@ def register(launch_app: typer.Typer) -> None:
 
 
 def doctor_command(
-    recipe: Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped recipe")],
-    overrides: Annotated[
-        Optional[list[str]],  # noqa: UP045 - typer evaluates the annotation
-        typer.Argument(help="key=value settings on top of the recipe"),
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
     nproc: Annotated[
         int, typer.Option(help="ranks on this machine; 0: one per GPU, or one when there is none", min=0)
     ] = 0,

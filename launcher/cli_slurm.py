@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from sparse_pretrain.cli_json import JsonOption, print_json
+from sparse_pretrain.cli_options import (
+    AllowChangeOption,
+    JsonOption,
+    OverridesArgument,
+    RecipeArgument,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from launcher.job import Job
 
-RecipeArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped recipe")]
-OverridesArgument = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer evaluates the annotation
-    typer.Argument(help="key=value settings on top of the recipe, for example `seed=7 engine.stage=3`"),
-]
 SiteOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
@@ -30,10 +31,6 @@ TimeOption = Annotated[
     typer.Option(help="limit of one job, such as 12:00:00 or 2-00; default: the site's"),
 ]
 NameOption = Annotated[Optional[str], typer.Option(help="default: the run folder's name")]  # noqa: UP045
-AllowChangeOption = Annotated[
-    bool,
-    typer.Option("--allow-change", help="continue a run although its recipe now trains something else"),
-]
 
 
 def register(launch_app: typer.Typer) -> None:

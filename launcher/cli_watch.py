@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from sparse_pretrain.cli_json import JsonOption, print_json
+from sparse_pretrain.cli_options import JsonOption, print_json
 
 REFRESH_SECONDS = 3.0
 BAD_STATES = ("stuck", "silent", "failed", "died")

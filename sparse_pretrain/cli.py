@@ -14,7 +14,13 @@ from rich.console import Console
 from launcher import cli_doctor, cli_slurm, cli_watch
 from sparse_pretrain import __version__
 from sparse_pretrain.cli_checkpoint import app as checkpoint_app
-from sparse_pretrain.cli_json import JsonOption, print_json
+from sparse_pretrain.cli_options import (
+    AllowChangeOption,
+    JsonOption,
+    OverridesArgument,
+    RecipeArgument,
+    print_json,
+)
 from sparse_pretrain.config.load import load_recipe
 from sparse_pretrain.errors import FailedError, UserError
 
@@ -35,16 +41,6 @@ app.add_typer(data_app, name="data")
 app.add_typer(launch_app, name="launch")
 app.add_typer(bench_app, name="bench")
 app.add_typer(checkpoint_app, name="checkpoint")
-
-RecipeArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped recipe")]
-OverridesArgument = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer evaluates the annotation
-    typer.Argument(help="key=value settings on top of the recipe, for example `seed=7 engine.stage=3`"),
-]
-AllowChangeOption = Annotated[
-    bool,
-    typer.Option("--allow-change", help="continue a run although its recipe now trains something else"),
-]
 
 
 @app.command("recipes")

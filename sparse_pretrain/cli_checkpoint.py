@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from sparse_pretrain.cli_json import JsonOption, print_json
+from sparse_pretrain.cli_options import JsonOption, print_json
 
 app = typer.Typer(no_args_is_help=True, help="Checkpoints of a run: list, verify, convert, delete old ones.")
 

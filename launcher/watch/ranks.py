@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from sparse_pretrain.checkpoint.fence import runs_here
 from sparse_pretrain.telemetry.phases import PROGRESS, Phase
 
 
@@ -61,14 +60,7 @@ class RankProgress:
     @property
     def lives_here(self) -> bool:
         """Whether its process runs on this machine; a process id that was used again does not count."""
-        if not self.is_here:
-            return False
-        try:
-            process = psutil.Process(self.process)
-            same = abs(process.create_time() - self.process_started) < 1.0
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
+        return runs_here(self.host, self.process, self.process_started)
 
 
 @dataclass(frozen=True)

@@ -118,12 +118,23 @@ def refuse_second_writer(checkpoints: Path) -> None:
 
 def is_alive(owner: Claim) -> bool:
     """Say whether a claim's process still runs; False as well when it is on another machine."""
-    if owner.host != platform.node():
+    return runs_here(owner.host, owner.process, owner.process_started)
+
+
+def runs_here(host: str, process: int, started: float) -> bool:
+    """Say whether a process runs on this machine; one that only has the same number does not count.
+
+    Args:
+        host: the machine's name.
+        process: its number there.
+        started: when, seconds since 1970.
+    """
+    if host != platform.node():
         return False
     try:
-        process = psutil.Process(owner.process)
-        same = abs(process.create_time() - owner.process_started) < 1.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        found = psutil.Process(process)
+        same = abs(found.create_time() - started) < 1.0
+        return same and found.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 

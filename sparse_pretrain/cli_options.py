@@ -1,0 +1,22 @@
+"""Arguments and options that commands share."""
+
+import json
+from typing import Annotated, Any, Optional
+
+import typer
+
+RecipeArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped recipe")]
+OverridesArgument = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer evaluates the annotation
+    typer.Argument(help="key=value settings on top of the recipe, for example `seed=7 engine.stage=3`"),
+]
+AllowChangeOption = Annotated[
+    bool,
+    typer.Option("--allow-change", help="continue a run although its recipe now trains something else"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    print(json.dumps(value, indent=2))
