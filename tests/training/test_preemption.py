@@ -1,10 +1,8 @@
 """A signal to one rank, or the end of the walltime: all save the same step and leave in time."""
 
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from sparse_pretrain.checkpoint.integrity import read_manifest
 from sparse_pretrain.checkpoint.layout import resolve_checkpoint, saved_steps
 from sparse_pretrain.checkpoint.store import open_weights, read_masks
 from sparse_pretrain.training.deadline import END_TIME
+from tests.launched import launch_tiny
 from tests.tiny import read_rows, tiny_prepared
 
 STOPPED = 75
@@ -28,24 +27,7 @@ LONG = (
 def start(
     folder: Path, output: str, nproc: int, *overrides: str, **environment: str
 ) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "sparse_pretrain",
-        "launch",
-        "local",
-        "train-tiny",
-        "--nproc",
-        str(nproc),
-    ]
-    return subprocess.Popen(
-        [*command, "data.path=data", f"output={output}", *LONG, *overrides],
-        cwd=folder,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return launch_tiny(folder, output, nproc, *LONG, *overrides, environment=environment)
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:

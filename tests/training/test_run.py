@@ -1,11 +1,9 @@
 """The real command on two ranks: a quiet console, a whole run folder, stop and continue."""
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 
 from sparse_pretrain.config.load import load_recipe
 from sparse_pretrain.config.recipe import TrainRecipe
+from tests.launched import launch_tiny
 from tests.tiny import read_rows, tiny_prepared
 
 SECRET = "hf_this-must-stay-in-the-environment"
@@ -24,24 +23,8 @@ NOISE = re.compile(r"warning|deepspeed|deprecat|\[INFO\]|traceback|gloo|\.py:\d+
 
 def start(folder: Path, *overrides: str, nproc: int = 2) -> subprocess.Popen[str]:
     """Start the tiny recipe in `folder`, output in `folder/run`."""
-    command = [
-        sys.executable,
-        "-m",
-        "sparse_pretrain",
-        "launch",
-        "local",
-        "train-tiny",
-        "--nproc",
-        str(nproc),
-    ]
-    return subprocess.Popen(
-        [*command, "data.path=data", "output=run", *overrides],
-        cwd=folder,
-        env={**os.environ, "HF_TOKEN": SECRET, "MY_PASSWORD": SECRET},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    secrets = {"HF_TOKEN": SECRET, "MY_PASSWORD": SECRET}
+    return launch_tiny(folder, "run", nproc, *overrides, environment=secrets)
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
