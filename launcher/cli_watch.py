@@ -1,6 +1,7 @@
 """`launch status`, `logs`, `cancel`, `ls`. Thin: every command parses, calls one function, and prints."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Optional
@@ -27,7 +28,7 @@ def register(launch_app: typer.Typer) -> None:
 def status_command(
     runs: Annotated[
         Optional[list[Path]],  # noqa: UP045 - typer evaluates the annotation
-        typer.Argument(help="run folders"),
+        typer.Argument(help="run folders, pipelines' folders or files"),
     ] = None,
     every: Annotated[
         bool, typer.Option("--all", help="all runs below the present folder, and my jobs'")
@@ -42,12 +43,14 @@ def status_command(
 
     Works for runs under SLURM and for those of `launch local`. A run is stuck when nothing has moved for
     `--stuck-after` minutes and ten of its own steps; then the ranks that hold it up are named, with their machines
-    and the last lines of their logs. Reads small files only, and asks SLURM once.
+    and the last lines of their logs. Reads small files only, and asks SLURM once. Of a pipeline, the stages are shown.
 
-    Exit code 1 when a run is stuck, silent, failed, or died.
+    Exit code 1 when a run is stuck, silent, failed, or died, or a stage has failed.
 
     Try: `sparse-pretrain launch status runs/bert-base-85 --watch`
     """
+    from launcher.pipeline.record import find_pipeline
+    from launcher.pipeline.status import PipelineStatus, describe_pipeline, render_pipeline
     from launcher.watch.everywhere import find_all
     from launcher.watch.folders import check_run
     from launcher.watch.render import render_runs, watch_live
@@ -56,23 +59,30 @@ def status_command(
 
     if not runs and not every:
         raise UserError("status: which run? Give run folders, or --all for those below the present folder")
-    folders = [check_run(run) for run in runs or []]
+    pipelines = [found for run in runs or [] if (found := find_pipeline(run)) is not None]
+    folders = [check_run(run) for run in runs or [] if find_pipeline(run) is None]
 
-    def look() -> list[RunStatus]:
+    def look() -> tuple[list[PipelineStatus], list[RunStatus]]:
         seen = dict.fromkeys([*folders, *(find_all(Path()) if every else [])])
-        return describe_runs(list(seen), time.time(), stuck_after * 60)
+        now, patience = time.time(), stuck_after * 60
+        chains = [describe_pipeline(path, now, patience) for path in pipelines]
+        return chains, describe_runs(list(seen), now, patience)
+
+    def lines(chains: Sequence[PipelineStatus], singles: Sequence[RunStatus]) -> list[str]:
+        shown = [line for chain in chains for line in render_pipeline(chain)]
+        return shown + (render_runs(singles) if singles else [])
 
     console = Console(soft_wrap=True)
     if watch and not as_json:
-        watch_live(console, lambda: render_runs(look()), REFRESH_SECONDS)
+        watch_live(console, lambda: lines(*look()), REFRESH_SECONDS)
         return
-    found = look()
+    chains, singles = look()
     if as_json:
-        print_json([asdict(run) for run in found])
+        print_json([*map(asdict, chains), *map(asdict, singles)])
     else:
-        for line in render_runs(found) if found else ["no runs below this folder"]:
+        for line in lines(chains, singles) or ["no runs below this folder"]:
             console.print(line, markup=False, highlight=False)
-    bad = any(run.state in BAD_STATES for run in found)
+    bad = any(run.state in BAD_STATES for run in singles) or any(chain.has_failed for chain in chains)
     raise typer.Exit(1 if bad else 0)
 
 
@@ -125,7 +135,7 @@ def logs_command(
 
 
 def cancel_command(
-    run: RunArgument,
+    run: Annotated[Path, typer.Argument(help="a run folder, or a pipeline's folder or file")],
     now: Annotated[
         bool, typer.Option("--now", help="kill it; steps after the newest checkpoint are lost")
     ] = False,
@@ -133,14 +143,25 @@ def cancel_command(
 ) -> None:
     """Stop a run: all ranks save together and leave; it is not requeued, and waiting jobs of it are cancelled.
 
+    Of a pipeline, all stages.
+
     The same command that started it continues it. Exit code 1 when it still runs after `--wait` seconds.
 
     Try: `sparse-pretrain launch cancel runs/bert-base-85`
     """
+    from launcher.pipeline.cancel import cancel_pipeline
+    from launcher.pipeline.record import find_pipeline
     from launcher.watch.cancel import cancel
     from launcher.watch.folders import check_run
 
-    cancel(check_run(run), lambda line: print(line, flush=True), now, wait)
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    pipeline = find_pipeline(run)
+    if pipeline is None:
+        cancel(check_run(run), say, now, wait)
+    else:
+        cancel_pipeline(pipeline, say, now, wait)
 
 
 def ls_command(

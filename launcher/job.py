@@ -20,11 +20,13 @@ class Job:
         output: the run folder, absolute.
         folder: where the job runs, absolute: relative paths in recipe and overrides start here.
         nodes: number of nodes.
+        min_nodes: with how few of them it may start, or start again; None: never with fewer.
         ranks_per_node: ranks on each of them.
         time: time limit as SLURM writes it.
         steps: the recipe's; a job of a chain ends at once when they are done.
         bin: folder of the programs `python3` and `sparse-pretrain`; None: the nodes' PATH has them.
         allow_change: continue although the recipe now trains something else.
+        done: a file to make when all steps are done; None: none.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Job:
     steps: int
     bin: str | None = None
     allow_change: bool = False
+    min_nodes: int | None = None
+    done: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -45,6 +49,8 @@ class Job:
         for option, number in (("--nodes", self.nodes), ("--ranks-per-node", self.ranks_per_node)):
             if number < 1:
                 raise UserError(f"{option} = {number}: must be at least 1")
+        if self.min_nodes is not None and not 1 <= self.min_nodes <= self.nodes:
+            raise UserError(f"--min-nodes = {self.min_nodes}: must be between 1 and --nodes = {self.nodes}")
         try:
             check_time(self.time)
         except ValueError as error:

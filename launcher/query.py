@@ -25,6 +25,10 @@ class SlurmError(RuntimeError):
     """SLURM is not here, or did not answer: one line that says what."""
 
 
+class NoSlurmError(SlurmError):
+    """SLURM is not here."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A job, as far as SLURM says.
@@ -123,7 +127,7 @@ def ask(
             env=None if environment is None else dict(environment),
         )
     except FileNotFoundError:
-        raise SlurmError(f"{command[0]}: no such program; is this a machine of the cluster?") from None
+        raise NoSlurmError(f"{command[0]}: no such program; is this a machine of the cluster?") from None
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{command[0]}: no answer in {seconds:.0f} s") from None
     except subprocess.CalledProcessError as error:
@@ -176,15 +180,17 @@ def find_job(number: str, environment: Mapping[str, str] | None = None) -> Job:
 
 
 def find_my_jobs(environment: Mapping[str, str] | None = None) -> list[Job]:
-    """Return the jobs of this user that wait or run.
+    """Return the jobs of this user that wait or run; each element of an array for itself, as `12_3`.
 
     Raises:
         SlurmError: SLURM does not answer.
     """
     listed = ask(
-        ["squeue", "--noheader", "--me", f"--format={SQUEUE_FORMAT}"], environment=times_as_iso(environment)
+        # All states, chosen here: left to itself, it leaves suspended jobs out.
+        ["squeue", "--noheader", "--me", "--array", "--states=all", f"--format={SQUEUE_FORMAT}"],
+        environment=times_as_iso(environment),
     )
-    return parse_squeue(listed)
+    return [job for job in parse_squeue(listed) if job.waits or job.runs]
 
 
 def find_nodes(names: Sequence[str], environment: Mapping[str, str] | None = None) -> list[Node]:

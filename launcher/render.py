@@ -1,4 +1,4 @@
-"""Site and job to the text of an sbatch script: a pure function on `slurm/train.sbatch.j2`.
+"""Site and job to the text of an sbatch script: pure functions on the templates in `slurm/`.
 
 Values meet two languages on their way: sbatch's own reading of `#SBATCH` lines, and bash. Each has one filter, and
 the template cannot print a value that passed none.
@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -17,7 +18,7 @@ from launcher.site import Site
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.shipped import shipped_folder
 
-TEMPLATE = "train.sbatch.j2"
+TRAIN = "train.sbatch.j2"
 # What sbatch reads as it stands.
 PLAIN = re.compile(r"[A-Za-z0-9_./,:=@%+\[\]-]+")
 # Unicode's control characters and separators of lines and paragraphs.
@@ -38,16 +39,21 @@ def render(site: Site, job: Job) -> str:
     """
     check_job(site, job)
     return fill(
+        TRAIN,
         site,
-        job,
+        job=job,
         name=job.name,
         nodes=job.nodes,
+        # One alone would ask for what there is anyway.
+        min_nodes=job.min_nodes if job.min_nodes != job.nodes else None,
+        least_nodes=str(job.min_nodes) if job.min_nodes else '"$SLURM_JOB_NUM_NODES"',
         ranks_per_node=job.ranks_per_node,
         time=job.time,
         bin=job.bin,
         has_bin=job.bin is not None,
         overrides=[*local_disk_override(site), *job.overrides],
-        output=output_pattern(job),
+        output=output_pattern(job.slurm_folder, "job-%j.out"),
+        folder=job.folder,
         slurm_folder=job.slurm_folder,
     )
 
@@ -55,22 +61,27 @@ def render(site: Site, job: Job) -> str:
 def render_by_hand(site: Site) -> str:
     """Return the script that takes recipe and overrides from sbatch's command line (slurm/train.sbatch)."""
     return fill(
+        TRAIN,
         site,
-        None,
+        by_hand=True,
+        job=None,
         name="sparse-pretrain",
         nodes=site.nodes,
+        min_nodes=None,
+        least_nodes='"$SLURM_JOB_NUM_NODES"',
         ranks_per_node=site.ranks_per_node,
         time=site.time,
         bin=None,
         has_bin=True,
         overrides=[],
         output="%x-%j.out",
+        folder=None,
         slurm_folder=None,
     )
 
 
-def fill(site: Site, job: Job | None, **values: Any) -> str:
-    """Fill the template in."""
+def fill(template: str, site: Site, **values: Any) -> str:
+    """Fill a template of `slurm/` in."""
     environment = Environment(
         loader=FileSystemLoader(shipped_folder("slurm")),
         undefined=StrictUndefined,
@@ -82,14 +93,14 @@ def fill(site: Site, job: Job | None, **values: Any) -> str:
     )
     environment.filters |= {"shell": shell, "directive": directive, "option": option, "code": code}
     gpus = f"{site.gpu_type}:{site.gpus_per_node}" if site.gpu_type else site.gpus_per_node
-    return environment.get_template(TEMPLATE).render(
+    defaults = {"by_hand": False, "command": False, "array": None}
+    return environment.get_template(template).render(
         site=site,
-        job=job,
         gpus=gpus,
         options=allocation_options(site),
         container=site.container,
         policy=site.restart,
-        **values,
+        **{**defaults, **values},
     )
 
 
@@ -115,18 +126,17 @@ def local_disk_override(site: Site) -> list[str]:
     return [f"checkpoint.local={site.local_disk if plain else json.dumps(site.local_disk)}"]
 
 
-def output_pattern(job: Job) -> str:
-    """Return the name of a job's output file as sbatch expands it: %j is the job's number.
+def output_pattern(folder: Path, name: str) -> str:
+    """Return the path of a job's output file as sbatch expands it: `name` may hold %j, the job's number.
 
     Raises:
         UserError: a backslash in the path switches the expansion off, and there is no way to write one.
     """
-    folder = str(job.slurm_folder)
-    if "\\" in folder:
+    if "\\" in str(folder):
         raise UserError(
-            f"output = {str(job.output)!r}: SLURM has no way to write a backslash in an output path"
+            f"output = {str(folder.parent)!r}: SLURM has no way to write a backslash in an output path"
         )
-    return folder.replace("%", "%%") + "/job-%j.out"
+    return str(folder).replace("%", "%%") + "/" + name
 
 
 def shell(value: object, key: str = "value") -> Written:
@@ -186,5 +196,5 @@ def code(text: object) -> Written:
 def only_written(value: object) -> str:
     """Refuse to print what passed no filter: a template that forgets one fails its first test, not a user."""
     if not isinstance(value, Written):
-        raise TypeError(f"{TEMPLATE} prints {value!r}, which passed none of the filters")
+        raise TypeError(f"a template prints {value!r}, which passed none of the filters")
     return value

@@ -1,7 +1,7 @@
 """Whether a job that has ended starts again: asked by the sbatch script, on its first node.
 
     python3 -m launcher.restart where RECIPE [key=value ...]   the recipe's steps and run folder, a line each
-    python3 -m launcher.restart start RUN --steps N            notes a start; `go` or `nothing-to-do`
+    python3 -m launcher.restart start RUN --steps N            notes a start; `go`, `done` or `given-up`
     python3 -m launcher.restart end RUN --code N …             `requeue [NODES]` (exit 0) or `give-up` (exit 1)
 
 Answers go to stdout, reasons to stderr, both into `RUN/slurm/restarts.jsonl`. Light: no torch, it starts at once.
@@ -39,6 +39,7 @@ START_LINE = re.compile(r"^job \S+, start \d+: ", re.MULTILINE)
 LOG_TAIL_BYTES = 4 * 2**20
 
 Verdict = Literal["finished", "requeue", "give-up"]
+Answer = Literal["go", "done", "given-up"]
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,8 @@ def newest_step(run: Path) -> int:
     return max(saved_steps(run / CHECKPOINTS), default=0)
 
 
-def note_start(run: Path, steps: int, job: str, restart: int, now: float) -> str | None:
-    """Note that a job starts; return why there is nothing for it to do, or None.
+def note_start(run: Path, steps: int, job: str, restart: int, now: float) -> tuple[Answer, str | None]:
+    """Note that a job starts; return whether it shall, and why not.
 
     A restart that this record did not ask for was SLURM's own: a preemption, or a node was lost. It is noted too.
 
@@ -170,17 +171,18 @@ def note_start(run: Path, steps: int, job: str, restart: int, now: float) -> str
     if restart > explained:
         reason = "requeued by SLURM or by hand: preempted, or a node was lost"
         append(run, {"event": "lost", "time": now, "job_id": job, "restart": restart, "reason": reason})
-    reason_to_end = nothing_to_do(run, steps, job, earlier)
-    event = "start" if reason_to_end is None else "skip"
-    append(run, {"event": event, "time": now, "job_id": job, "restart": restart, "reason": reason_to_end})
-    return reason_to_end
+    answer, why = whether_to_start(run, steps, job, earlier)
+    event = "start" if answer == "go" else "skip"
+    append(run, {"event": event, "time": now, "job_id": job, "restart": restart, "reason": why})
+    return answer, why
 
 
-def nothing_to_do(run: Path, steps: int, job: str, record: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return why a job need not run, or None: all steps are done, or an earlier one gave up while it waited."""
-    newest = newest_step(run)
-    if 0 < steps <= newest:
-        return f"all {steps} steps are done"
+def whether_to_start(
+    run: Path, steps: int, job: str, record: Sequence[Mapping[str, Any]]
+) -> tuple[Answer, str | None]:
+    """Return whether a job shall run, and why not: all is done, or an earlier job gave up while it waited."""
+    if 0 < steps <= newest_step(run):
+        return "done", f"all {steps} steps are done"
     submitted = [
         entry["submitted"]
         for entry in read_lines(run / SLURM_FOLDER / SUBMITTED)
@@ -188,14 +190,15 @@ def nothing_to_do(run: Path, steps: int, job: str, record: Sequence[Mapping[str,
     ]
     ends = [entry for entry in record if entry.get("event") == "end"]
     if not submitted or not ends:
-        return None
+        return "go", None
     last = ends[-1]
     gave_up = last.get("verdict") == "give-up" and last.get("job_id") != job
     if gave_up and last["time"] > submitted[-1]:
-        return (
+        why = (
             f"job {last['job_id']} gave up while this one waited: {last['reason']}; mend it and submit again"
         )
-    return None
+        return "given-up", why
+    return "go", None
 
 
 def note_end(run: Path, attempt: Attempt, policy: Policy, job: str, now: float) -> Decision:
@@ -305,10 +308,10 @@ def answer(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     job = environment.get("SLURM_JOB_ID", "")
     if options.command == "start":
         restart = int(environment.get("SLURM_RESTART_COUNT") or 0)
-        reason = note_start(options.run, options.steps, job, restart, time.time())
-        if reason is not None:
-            say(f"job {job}: {reason}")
-        print("go" if reason is None else "nothing-to-do")
+        whether, why = note_start(options.run, options.steps, job, restart, time.time())
+        if why is not None:
+            say(f"job {job}: {why}")
+        print(whether)
         return 0
     attempt = Attempt(options.code, reached_step(options.run, options.since))
     if attempt.crashed:

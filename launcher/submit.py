@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.job import Job, programs
+from launcher.job import SLURM_FOLDER, Job, programs
+from launcher.query import Job as QueuedJob
+from launcher.query import NoSlurmError, SlurmError, find_my_jobs
 from launcher.render import render
 from launcher.restart import SUBMITTED, append, read_lines
 from launcher.site import Site
@@ -23,19 +25,6 @@ from sparse_pretrain.files import atomic_path, write_json
 SCRIPT = "job.sbatch"
 JOB = "job.json"
 ANSWER_SECONDS = 60.0
-# States of a job that will not run any more, or again.
-ENDED = {
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "REVOKED",
-    "TIMEOUT",
-}
 # What of SLURM's environment is the cluster's, not that of a job in which we may be running.
 CLUSTER_VARIABLES = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 
@@ -49,6 +38,7 @@ class Request:
         overrides: `key=value` settings on top.
         nodes: number of nodes.
         ranks_per_node: ranks on each.
+        min_nodes: with how few it may start again.
         time: time limit of a job.
         name: the job's name; default: the run folder's.
         allow_change: continue a run although its recipe now trains something else.
@@ -61,6 +51,7 @@ class Request:
     time: str | None = None
     name: str | None = None
     allow_change: bool = False
+    min_nodes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +108,7 @@ def prepare_job(request: Request, site: Site, folder: Path) -> tuple[Job, TrainR
         steps=recipe.steps,
         bin=programs(site, Path(sys.executable)),
         allow_change=request.allow_change,
+        min_nodes=request.min_nodes,
     )
     return job, recipe
 
@@ -156,6 +148,7 @@ def submit(
     job: Job,
     chain: int = 0,
     force: bool = False,
+    needs: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> list[Submitted]:
     """Write the job's script into its run folder, submit it and its chain, and record each at once.
@@ -167,6 +160,7 @@ def submit(
         chain: number of follow-up jobs, each starting when the one before has ended, however it did; one that
             finds all steps done ends at once.
         force: submit although a job of this run is queued or running.
+        needs: numbers of jobs that must have succeeded before the first starts.
         say: shows a line to the user.
 
     Raises:
@@ -178,40 +172,63 @@ def submit(
         raise UserError(f"--chain = {chain}: must be at least 0")
     alive = living_jobs(job.output)
     if alive and not force:
-        known = ", ".join(f"{number} ({state.lower()})" for number, state in alive.items())
+        known = ", ".join(f"{number} ({each.state.lower()})" for number, each in alive.items())
         raise UserError(
             f"{job.output}: a job of this run is still in the queue: {known}; scancel it first, or --force"
         )
-    script = write_script(job, script_text)
+    script = write_script(job.slurm_folder, script_text)
     done: list[Submitted] = []
     for _ in range(chain + 1):
         after = done[-1].job_id if done else None
-        dependency = [f"--dependency=afterany:{after}"] if after else []
-        command = ["sbatch", "--parsable", *dependency, str(script)]
+        command = ["sbatch", "--parsable", *dependency(needs, after), str(script)]
         try:
-            answer = ask_slurm(command, cwd=job.folder)
+            number = submit_script(command, job.folder)
         except UserError as error:
             if done:
                 raise UserError(
                     f"{error}\nin the queue already: {', '.join(each.job_id for each in done)}"
                 ) from None
             raise
-        # JOBID, or JOBID;CLUSTER.
-        number = answer.strip().split(";")[0]
-        if not number.isdigit():
-            raise FailedError(f"{shlex.join(command)}: expected a job's number, got {answer.strip()!r}")
         done.append(record(site_file, job, number, command, after))
     if chain == 0 and not site.requeue:
         say("this site's jobs do not requeue: --chain N submits N more that go on where this one ends")
     return done
 
 
-def write_script(job: Job, text: str) -> Path:
-    """Write the script into the run's SLURM folder, which only its user may read; return its path."""
-    folder = job.slurm_folder
+def dependency(needs: Sequence[str], after: str | None = None) -> list[str]:
+    """Return sbatch's options for a job that waits for others.
+
+    Args:
+        needs: jobs that must have succeeded; when one fails, SLURM cancels the waiting job.
+        after: a job that must have ended, however it did.
+    """
+    # Also the follow-up jobs of a chain: what ends before them may have been cancelled for want of a need.
+    terms = [f"afterok:{':'.join(needs)}"] if needs else []
+    terms += [f"afterany:{after}"] if after else []
+    invalid = ["--kill-on-invalid-dep=yes"] if needs else []
+    return [f"--dependency={','.join(terms)}", *invalid] if terms else []
+
+
+def submit_script(command: Sequence[str], folder: Path) -> str:
+    """Run an `sbatch --parsable` command line from a folder; return the job's number.
+
+    Raises:
+        UserError: SLURM refuses what was asked for.
+        FailedError: SLURM does not answer, or not with a number.
+    """
+    answer = ask_slurm(command, cwd=folder)
+    # JOBID, or JOBID;CLUSTER.
+    number = answer.strip().split(";")[0]
+    if not number.isdigit():
+        raise FailedError(f"{shlex.join(command)}: expected a job's number, got {answer.strip()!r}")
+    return number
+
+
+def write_script(folder: Path, text: str, name: str = SCRIPT) -> Path:
+    """Write a script into a folder that only its user may read; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
-    script = folder / SCRIPT
+    script = folder / name
     with atomic_path(script) as temporary:
         temporary.write_text(text, encoding="utf-8")
         temporary.chmod(0o700)
@@ -241,20 +258,36 @@ def record(
     return submitted
 
 
-def living_jobs(run: Path) -> dict[str, str]:
-    """Return the jobs of a run that wait or run, and their states, by number.
+def my_jobs() -> dict[str, QueuedJob]:
+    """Return the user's jobs that wait or run, by number; each element of an array for itself, as `12_3`.
 
     Raises:
+        UserError: there is no SLURM here.
         FailedError: SLURM does not answer; nobody knows then.
     """
-    entries = read_lines(run / "slurm" / SUBMITTED)
-    ours = {str(entry.get("job_id")) for entry in entries}
+    try:
+        return {job.id: job for job in find_my_jobs(submitting_environment(os.environ))}
+    except NoSlurmError as error:
+        raise UserError(str(error)) from None
+    except SlurmError as error:
+        raise FailedError(str(error)) from None
+
+
+def living_jobs(run: Path, jobs: Mapping[str, QueuedJob] | None = None) -> dict[str, QueuedJob]:
+    """Return the jobs of a run that wait or run, by number.
+
+    Args:
+        run: its folder.
+        jobs: the user's, where they are known already.
+
+    Raises:
+        UserError: there is no SLURM here.
+        FailedError: SLURM does not answer; nobody knows then.
+    """
+    ours = {str(entry.get("job_id")) for entry in read_lines(run / SLURM_FOLDER / SUBMITTED)}
     if not ours:
         return {}
-    # All of the user's, chosen here: asked for a number that it has forgotten, squeue fails.
-    listing = ask_slurm(["squeue", "--noheader", "--me", "--states=all", "--format=%A|%T"])
-    states = dict(line.strip().split("|", 1) for line in listing.splitlines() if "|" in line)
-    return {number: state for number, state in states.items() if number in ours and state not in ENDED}
+    return {number: job for number, job in (my_jobs() if jobs is None else jobs).items() if number in ours}
 
 
 def ask_slurm(command: Sequence[str], cwd: Path | None = None) -> str:

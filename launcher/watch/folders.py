@@ -146,11 +146,16 @@ def job_output(run_folder: Path) -> Path | None:
 
 
 def last_line(path: Path) -> str | None:
-    """Return the last line of a log that is not empty; only the file's end is read."""
+    """Return the last line of a log that is not empty, None without one; only the file's end is read."""
+    return next(iter(last_lines(path, 1)), None)
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """Return the last lines of a log that are not empty; only the file's end is read."""
     try:
         with path.open("rb") as handle:
             handle.seek(max(0, handle.seek(0, os.SEEK_END) - 8192))
             lines = handle.read().decode(errors="replace").split("\n")
     except OSError:
-        return None
-    return next((line.split("\r")[-1].rstrip() for line in reversed(lines) if line.strip()), None)
+        return []
+    return [line.split("\r")[-1].rstrip() for line in lines if line.strip()][-count:]

@@ -17,13 +17,17 @@ SHOWN_RANKS = 8
 
 def render_runs(runs: Sequence[RunStatus]) -> list[str]:
     """Return the lines of the table, then one for each thing to know about a run."""
-    cells = [HEADER, *(row(run) for run in runs)]
+    lines = as_table([HEADER, *(row(run) for run in runs)])
+    return [*lines, *(note for run in runs for note in notes(run))]
+
+
+def as_table(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines with columns as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
+    return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in cells
     ]
-    return [*lines, *(note for run in runs for note in notes(run))]
 
 
 def row(run: RunStatus) -> tuple[str, ...]:
@@ -44,6 +48,17 @@ def row(run: RunStatus) -> tuple[str, ...]:
         "-" if run.starts is None else str(run.starts),
         saved,
     )
+
+
+def show_progress(run: RunStatus) -> str:
+    """Return a run's state and numbers in one line."""
+    _, state, _, step, loss, sparsity, _, left, *_ = row(run)
+    parts = [state]
+    parts += [f"step {step}"] if run.step is not None else []
+    parts += [f"loss {loss}"] if run.loss is not None else []
+    parts += [f"sparsity {sparsity}"] if run.sparsity is not None else []
+    parts += [f"{left} left"] if run.seconds_left is not None else []
+    return ", ".join(parts)
 
 
 def notes(run: RunStatus) -> list[str]:

@@ -8,6 +8,7 @@ After a change that is meant, write them anew and read the difference:
 import os
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from jinja2 import UndefinedError
 
 import launcher.render
 from launcher.job import Job
+from launcher.pipeline.render_command import render_command_stage
+from launcher.pipeline.stages import Element, StageJob
 from launcher.render import code, directive, only_written, render, render_by_hand, shell
 from launcher.site import Site, load_site
 from sparse_pretrain.errors import UserError
@@ -48,6 +51,26 @@ HOSTILE = Job(
     steps=10,
     allow_change=True,
 )
+COMMANDS = StageJob(
+    name="tasks",
+    needs=("release",),
+    site=Site(gpus_per_node=1, signal_seconds=0),
+    site_file=None,
+    output=Path("/shared/pipeline"),
+    folder=Path("/home/ada/work"),
+    time="4:00:00",
+    bin="/home/ada/sparse-pretrain/.venv/bin",
+    elements=tuple(
+        Element(
+            f"tasks {task}",
+            number,
+            ("sparse-pretrain", "finetune", task),
+            Path(f"/shared/pipeline/done/{task}"),
+        )
+        for number, task in enumerate(("sst2", "mnli", "it's; touch a"))
+    ),
+    at_once=2,
+)
 CONTAINER = {"image": "/images/sparse pretrain.sqsh", "mounts": ["/shared:/shared", "/scratch:/scratch"]}
 SITES: dict[str, Site] = {
     "no-site": Site(),
@@ -73,6 +96,10 @@ def rendered_cases() -> dict[str, str]:
         **cases,
         "apptainer": render(SITES["apptainer"], Job(**unbound)),
         "hostile": render(Site(), HOSTILE),
+        "elastic-stage": render(
+            Site(), replace(JOB, min_nodes=1, done=Path("/shared/pipeline/done/prune-1"))
+        ),
+        "commands": render_command_stage(COMMANDS, COMMANDS.elements[1:]),
     }
 
 

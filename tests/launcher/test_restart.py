@@ -235,13 +235,33 @@ def test_a_job_that_waited_while_another_gave_up_ends_at_once_and_a_new_one_runs
     submitted = node.run / "slurm" / "jobs.jsonl"
     node.job_id = "78"
     submitted.write_text(json.dumps({"job_id": "78", "submitted": time.time() - 100}) + "\n")
-    assert node.start(script) == 0
+    # No success: a stage of a pipeline that waits for this job must not begin.
+    assert node.start(script) == 1
     assert node.calls("srun") == []
     assert "job 77 gave up while this one waited: a mistake in the input" in node.output.read_text()
     node.job_id = "79"
     submitted.write_text(json.dumps({"job_id": "79", "submitted": time.time() + 100}) + "\n")
     assert node.start(script) == 2
     assert len(node.calls("srun")) == 1
+
+
+def test_a_stage_of_a_pipeline_notes_that_it_is_done(node: FakeNode) -> None:
+    done = node.folder / "done-1"
+    script = render(Site(), node.job(done=done))
+    for code in (2, 75):
+        node.end_ranks_with(code)
+        assert node.start(script) == code
+        assert not done.exists()
+    node.end_ranks_with(0)
+    assert node.start(script) == 0
+    assert done.exists()
+    # A job that finds all steps done has nothing to train, and says the same.
+    done.unlink()
+    (node.run / "checkpoints" / "step-0000100").mkdir(parents=True)
+    (node.run / "checkpoints" / "step-0000100" / "manifest.json").touch()
+    assert node.start(script) == 0
+    assert node.calls("srun") == []
+    assert done.exists()
 
 
 @pytest.mark.parametrize(("code", "requeues"), [(75, 1), (1, 0), (0, 0)])

@@ -52,6 +52,11 @@ def a_job(folder: Path, **request: Any) -> Job:
     return prepare_job(Request("train-tiny", overrides, **request), Site(venv="/venv"), folder)[0]
 
 
+def queue(*jobs: tuple[str, str]) -> str:
+    """Return what squeue would print of jobs, given their numbers and states."""
+    return "".join(f"{number}|{state}|None||N/A|N/A|N/A|run\n" for number, state in jobs)
+
+
 def submitted_lines(fakes: Path) -> list[str]:
     path = fakes / "sbatch-calls"
     return path.read_text().splitlines() if path.is_file() else []
@@ -88,15 +93,25 @@ def test_each_job_of_a_chain_waits_for_the_one_before_it(fakes: Path, tmp_path: 
     assert len(read_lines(tmp_path / "run" / "slurm" / "jobs.jsonl")) == 3
 
 
+def test_a_job_of_a_pipeline_and_its_chain_wait_for_what_they_need(fakes: Path, tmp_path: Path) -> None:
+    submit(Site(), None, a_job(tmp_path), chain=1, needs=("7", "8_1"))
+    script = tmp_path / "run" / "slurm" / "job.sbatch"
+    assert submitted_lines(fakes) == [
+        f"--parsable --dependency=afterok:7:8_1 --kill-on-invalid-dep=yes {script}",
+        # Also the second: the first may have been cancelled for want of its need.
+        f"--parsable --dependency=afterok:7:8_1,afterany:101 --kill-on-invalid-dep=yes {script}",
+    ]
+
+
 def test_a_run_with_a_job_in_the_queue_is_not_submitted_twice(fakes: Path, tmp_path: Path) -> None:
     job = a_job(tmp_path)
     submit(Site(), None, job)
-    (fakes / "queue").write_text("99|RUNNING\n101|PENDING\n")
+    (fakes / "queue").write_text(queue(("99", "RUNNING"), ("101", "PENDING")))
     with pytest.raises(UserError, match=r"still in the queue: 101 \(pending\); scancel it first, or --force"):
         submit(Site(), None, job)
     assert len(submitted_lines(fakes)) == 1
     submit(Site(), None, job, force=True)
-    (fakes / "queue").write_text("101|COMPLETED\n102|CANCELLED\n99|RUNNING\n")
+    (fakes / "queue").write_text(queue(("101", "COMPLETED"), ("102", "CANCELLED"), ("99", "RUNNING")))
     submit(Site(), None, job)
     assert len(submitted_lines(fakes)) == 3
 
