@@ -24,15 +24,15 @@ def plan_pipeline(stages: Sequence[StageJob], output: Path, redo: Sequence[str] 
         redo: stages to do anew although they are done.
 
     Raises:
-        UserError: a job still does what is defined otherwise now, a finished training has another recipe, or no
+        UserError: a job is at work on what is defined otherwise now, a finished training has another recipe, or no
             such stage.
         FailedError: SLURM does not answer.
     """
     check_redo(stages, redo)
     record = read_record(output)
-    living = living_elements(stages, record, my_jobs() if record is not None else None)
+    living, outdated = living_elements(stages, record, my_jobs() if record is not None else None)
     done = {path for stage in stages if stage.name not in redo for path in done_files(stage)}
-    return decide(stages, done, living)
+    return decide(stages, done, living, outdated)
 
 
 def check_redo(stages: Sequence[StageJob], redo: Sequence[str]) -> None:
@@ -80,8 +80,10 @@ def done_files(stage: StageJob) -> list[Path]:
 
 def living_elements(
     stages: Sequence[StageJob], record: PipelineRecord | None, jobs: Mapping[str, QueuedJob] | None
-) -> dict[Path, Living]:
-    """Return the jobs that wait or run, by the file of the element that they do.
+) -> tuple[dict[Path, Living], dict[str, list[str]]]:
+    """Return the jobs that wait or run, by the file of the element that they do; and outdated ones, by stage.
+
+    Outdated is a job that waits to do what its stage is no longer defined to do.
 
     Args:
         stages: of the pipeline.
@@ -89,27 +91,33 @@ def living_elements(
         jobs: the user's; None: SLURM is asked only when a training was submitted before.
 
     Raises:
-        UserError: one of them does what its stage is no longer defined to do.
+        UserError: a job is at work on what its stage is no longer defined to do.
     """
     known = {element.done for stage in stages for element in stage.elements}
+    names = {stage.name for stage in stages}
     living: dict[Path, Living] = {}
+    outdated: dict[str, list[str]] = {}
     for name, stage in (record.stages if record is not None else {}).items():
         for element in stage.elements:
             job = (jobs or {}).get(element.job_id or "")
-            if job is None or stage.run is not None:
+            if job is None:
                 continue
-            if Path(element.done) not in known:
+            if Path(element.done) in known:
+                living[Path(element.done)] = Living(job.id, job.runs)
+            elif name in names and not job.runs:
+                outdated.setdefault(name, []).append(job.id)
+            else:
+                end = f"launch cancel {stage.run}" if stage.run is not None else f"scancel {job.id}"
                 raise UserError(
                     f"stages.{name}: changed, and job {job.id} ({job.state.lower()}) still does {element.name} as it "
-                    f"was before: scancel {job.id} first"
+                    f"was before: {end} first"
                 )
-            living[Path(element.done)] = Living(job.id, job.runs)
     for each in stages:
-        if each.train is None:
+        if each.train is None or each.name in outdated:
             continue
         # Of a chain the last one is waited for. Also a job that was submitted without the pipeline.
         of_run = living_jobs(each.train.output, jobs)
         if of_run:
             last = max(of_run, key=int)
             living[each.elements[0].done] = Living(last, any(job.runs for job in of_run.values()))
-    return living
+    return living, outdated

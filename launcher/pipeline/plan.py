@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from launcher.pipeline.stages import Element, StageJob
 from sparse_pretrain.errors import UserError
@@ -25,7 +26,7 @@ class Decision:
         finished: elements that need nothing.
         under_way: jobs that do the others already, by the element's number.
         submit: elements to submit now.
-        cancel: waiting jobs that hang on what is being submitted anew, and are submitted anew themselves.
+        cancel: waiting jobs that are outdated, or hang on what is submitted anew; they are submitted anew themselves.
     """
 
     stage: StageJob
@@ -41,7 +42,10 @@ class Decision:
 
 
 def decide(
-    stages: Sequence[StageJob], done: Collection[Path], living: Mapping[Path, Living]
+    stages: Sequence[StageJob],
+    done: Collection[Path],
+    living: Mapping[Path, Living],
+    outdated: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[Decision]:
     """Decide for each stage, in the order given.
 
@@ -52,6 +56,7 @@ def decide(
         stages: each after all that it needs.
         done: files of elements that say that they are done.
         living: jobs that wait or run, by the file of the element that they do.
+        outdated: waiting jobs that would do what a stage is no longer defined to do, by the stage's name.
 
     Raises:
         UserError: a job runs on what is to be done anew.
@@ -61,7 +66,7 @@ def decide(
         needs = [decisions[need] for need in stage.needs]
         ready = all(need.is_finished for need in needs)
         anew = [need.stage.name for need in needs if need.submit]
-        finished, submit, cancel = [], [], []
+        finished, submit, cancel = [], [], [*outdated.get(stage.name, ())]
         under_way: dict[int, str] = {}
         for element in stage.elements:
             job = living.get(element.done)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from launcher import cli_slurm
+from launcher.pipeline.look import living_elements
 from launcher.pipeline.plan import Decision, Living, decide
 from launcher.pipeline.record import ElementRecord, PipelineRecord, StageRecord, read_record, write_record
 from launcher.pipeline.render_command import render_command_stage
@@ -171,6 +172,32 @@ def test_jobs_that_hang_on_one_that_is_submitted_anew_are_submitted_anew(tmp_pat
     assert outcome(decisions[3]) == (0, 0, 1)
     with pytest.raises(UserError, match=r"stages\.release: job 7 runs, and needs prune, .*: scancel 7 first"):
         decide(stages, data, {release: Living("7", runs=True)})
+
+
+def test_a_job_that_waits_to_do_what_is_defined_otherwise_now_is_replaced(tmp_path: Path) -> None:
+    stages = stages_of(tmp_path)
+    jobs = {
+        name: Job(number, state)
+        for name, number, state in (("data", "6", "RUNNING"), ("release", "7", "PENDING"))
+    }
+    record = PipelineRecord(
+        "p.yaml",
+        str(tmp_path),
+        {
+            name: StageRecord((), None, (ElementRecord(name, str(tmp_path / f"old-{name}"), job.id),))
+            for name, job in jobs.items()
+        },
+    )
+    queued = {job.id: job for job in jobs.values()}
+    with pytest.raises(
+        UserError, match=r"stages\.data: changed, and job 6 \(running\) still does .*: scancel 6 first"
+    ):
+        living_elements(stages, record, queued)
+    del queued["6"]
+    living, outdated = living_elements(stages, record, queued)
+    assert (living, outdated) == ({}, {"release": ["7"]})
+    decisions = decide(stages, [], living, outdated)
+    assert [each.cancel for each in decisions] == [(), (), (), ("7",), ()]
 
 
 @given(st.data())

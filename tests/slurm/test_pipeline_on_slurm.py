@@ -40,7 +40,6 @@ stages:
     needs: [data]
     train: train-tiny
     overrides: [pruning=null, learning_rate.kind=linear, steps=6, data.path=data/32, output=runs/teacher]
-    nodes: 2
   teacher-release:
     needs: [teacher]
     command: sparse-pretrain release runs/teacher runs/teacher/release
@@ -48,8 +47,6 @@ stages:
     needs: [teacher-release]
     train: train-tiny
     overrides:
-      - model.config=null
-      - model.source=runs/teacher/release
       - distillation.teacher=runs/teacher/release
       - data.path=data/MISSPELT
       - output=runs/prune
