@@ -165,6 +165,6 @@ def row(stage: StageStatus) -> tuple[str, ...]:
     note = ""
     if stage.state == "waiting" and stage.waits_for:
         note = f"for {', '.join(stage.waits_for)}"
-    elif stage.run is not None and stage.state != "done":
+    elif stage.run is not None and stage.state not in ("done", stage.run.state):
         note = show_progress(stage.run)
     return (stage.name, stage.state, f"{stage.done}/{stage.total}", ",".join(stage.jobs) or "-", note)
