@@ -39,7 +39,7 @@ def doctor_command(
 
     Try: `sparse-pretrain launch doctor bert-base-85 --nodes 4 --ranks-per-node 8 --srun=--gpus-per-node=8`
     """
-    from launcher.doctor.findings import render
+    from launcher.doctor.report import render
     from launcher.doctor.run import examine_here, examine_nodes
     from launcher.environment import find_machine
     from sparse_pretrain.config.load import load_recipe

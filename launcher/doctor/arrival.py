@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher.doctor.findings import Finding
+from sparse_pretrain.preflight.findings import Finding
 from sparse_pretrain.telemetry.launch_identity import launch_name
 
 FOLDER = "doctor"

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.doctor.arrival import Arrival, ArrivalFile, meeting_name, missing_findings, reaches
-from launcher.doctor.findings import Finding, Report, render
+from launcher.doctor.report import Report, render
 from launcher.query import expand_nodes
 from sparse_pretrain.files import write_json
+from sparse_pretrain.preflight.findings import Finding, unwritable
 
 if TYPE_CHECKING:
     from sparse_pretrain.training.world import World
@@ -125,7 +126,8 @@ def meet_and_check(options: argparse.Namespace, place: Place, arrival: ArrivalFi
         Exception: what libraries say.
     """
     world = meet(options.timeout, place, arrival)
-    from launcher.doctor.world import Wanted, check_world
+    from launcher.doctor.world import check_world
+    from sparse_pretrain.preflight.check import Wanted
 
     wanted = Wanted(options.run_folder, options.path, seen_seconds=options.seen_seconds)
     report = check_world(world, wanted)
@@ -190,18 +192,9 @@ def leave(options: argparse.Namespace, place: Place, arrival: ArrivalFile, probl
 
 def failed_report(others: list[Arrival], place: Place, arrival: ArrivalFile, seconds: float) -> Report:
     """Return what is known when the ranks could not check together."""
-    findings = []
+    findings: list[Finding] = []
     if arrival.problem is not None:
-        findings.append(
-            Finding(
-                "run folder",
-                "wrong",
-                f"cannot write: {arrival.problem}",
-                "make it writable there, or choose another output",
-                place.rank,
-                platform.node(),
-            )
-        )
+        findings.append(unwritable(arrival.folder, arrival.problem, place.rank, platform.node()))
     findings += missing_findings(others, place.size, seconds)
     return Report(tuple(findings), checks=("arrival",))
 

@@ -3,24 +3,20 @@
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
 
 from launcher.doctor.arrival import FOLDER
-from launcher.doctor.findings import Report, report_from_json
+from launcher.doctor.report import Report, report_from_json
 from launcher.local import launch_ranks
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.errors import FailedError, UserError
 from sparse_pretrain.files import read_json
+from sparse_pretrain.preflight.paths import recipe_paths
 
 REPORT = "report.json"
 # Beside the ranks' own time-outs: for SLURM to find the nodes.
 QUEUE_SECONDS = 900.0
-# Written by the run, or on each machine for itself.
-NOT_READ = ("output", "checkpoint.local")
 
 
 def examine_here(recipe: TrainRecipe, nproc: int, timeout: float) -> Report:
@@ -119,28 +115,3 @@ def read_report(out: Path) -> Report:
     if not out.is_file():
         raise FailedError(f"the ranks ended without a report; see {out.parent / 'logs'}")
     return report_from_json(read_json(out))
-
-
-def recipe_paths(recipe: BaseModel) -> list[Path]:
-    """Return the paths that a recipe reads: every path in it, and every text that names something on this disk."""
-    found = []
-    for key, value in settings(recipe.model_dump()):
-        if key in NOT_READ:
-            continue
-        if isinstance(value, Path):
-            found.append(value.expanduser().absolute())
-        elif isinstance(value, str) and value and Path(value).expanduser().exists():
-            found.append(Path(value).expanduser().absolute())
-    return list(dict.fromkeys(found))
-
-
-def settings(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every single setting of nested sections with its dotted name."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from settings(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, (list, tuple)):
-        for number, inner in enumerate(value):
-            yield from settings(inner, f"{key}[{number}]")
-    else:
-        yield key, value
