@@ -105,8 +105,13 @@ def start_ranks(
     return [(process.returncode, text) for process, text in zip(started, printed, strict=True)]
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Whoever of two ranks leaves first cannot remove the folders: they may stay."""
+    return [path for path in folder.rglob("*") if not path.is_dir()]
+
+
 @pytest.mark.slow
-def test_another_version_on_one_rank_ends_the_start_and_leaves_no_run_folder(tmp_path: Path) -> None:
+def test_another_version_on_one_rank_ends_the_start_and_leaves_nothing_written(tmp_path: Path) -> None:
     tiny_prepared(tmp_path / "data")
     fake = fake_package(tmp_path / "fake", "transformers", "0.1")
     other = {1: {"PYTHONPATH": f"{fake}:{ROOT}"}}
@@ -118,7 +123,7 @@ def test_another_version_on_one_rank_ends_the_start_and_leaves_no_run_folder(tmp
     assert line.startswith("wrong: versions: rank 1 on ")
     assert ": transformers 0.1, most ranks have " in line
     assert silent == ""
-    assert not (tmp_path / "run").exists()
+    assert files_in(tmp_path / "run") == []
 
 
 @pytest.mark.slow
@@ -132,4 +137,4 @@ def test_a_rank_that_finds_no_data_takes_the_others_with_it_at_once(tmp_path: Pa
     (line,) = printed.splitlines()
     assert line.startswith("wrong: start: rank 1 on ")
     assert ": data: no manifest.json: " in line
-    assert not (tmp_path / "run").exists()
+    assert files_in(tmp_path / "run") == []
