@@ -15,6 +15,9 @@ SMALL_ROUNDS = 20
 LARGE_BYTES = 8 * 2**20
 LARGE_ROUNDS = 3
 PAIR_BYTES = 2 * 2**20
+PAIR_ROUNDS = 4
+# What takes longer is slow enough to be known: it is not measured again and again.
+ENOUGH_SECONDS = 0.5
 # Of 16 machines all 120 pairs are measured, one after the other; of more each with its neighbour only.
 ALL_PAIRS_UP_TO = 16
 SLOWER = 3.0
@@ -39,15 +42,25 @@ def measure_all_reduce(world: World) -> dict[str, float]:
 
 
 def median_seconds(tensor: torch.Tensor, rounds: int) -> float:
-    """Return what an all-reduce takes, the first one, which opens connections, aside."""
-    seconds = []
-    for _ in range(rounds + 1):
-        started = time.perf_counter()
-        dist.all_reduce(tensor)
-        # Reading a value waits for a GPU too.
-        float(tensor[0])
-        seconds.append(time.perf_counter() - started)
-    return median(seconds[1:])
+    """Return what an all-reduce takes, the first one, which opens connections, aside.
+
+    Where that takes longer than `ENOUGH_SECONDS`, it is the answer (collective).
+    """
+    first = seconds_of_all_reduce(tensor)
+    slowest = torch.tensor([first], dtype=torch.float64, device=tensor.device)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX)
+    if float(slowest[0]) > ENOUGH_SECONDS:
+        return first
+    return median(seconds_of_all_reduce(tensor) for _ in range(rounds))
+
+
+def seconds_of_all_reduce(tensor: torch.Tensor) -> float:
+    """Return what one all-reduce takes."""
+    started = time.perf_counter()
+    dist.all_reduce(tensor)
+    # Reading a value waits for a GPU too.
+    float(tensor[0])
+    return time.perf_counter() - started
 
 
 def pairs_to_measure(hosts: Sequence[str]) -> list[Pair]:
@@ -80,8 +93,11 @@ def measure_pair(world: World, pair: Pair) -> float:
     """Return bytes a second between this rank and the other one of a pair."""
     first, second = pair
     tensor = torch.zeros(PAIR_BYTES // 4, dtype=torch.float32, device=world.device)
-    seconds = []
-    for _ in range(4):
+    seconds: list[float] = []
+    while len(seconds) < PAIR_ROUNDS and float(tensor[0]) == 0:
+        if world.rank == first and seconds and seconds[-1] > ENOUGH_SECONDS:
+            # Tells the other rank too that this is the last round.
+            tensor[0] = 1
         started = time.perf_counter()
         if world.rank == first:
             dist.send(tensor, second)

@@ -17,6 +17,8 @@ from sparse_pretrain.preflight.paths import recipe_paths
 REPORT = "report.json"
 # Beside the ranks' own time-outs: for SLURM to find the nodes.
 QUEUE_SECONDS = 900.0
+# After the first rank has ended: each of those that gave up has reported by itself.
+LATE_SECONDS = 10
 
 
 def examine_here(recipe: TrainRecipe, nproc: int, timeout: float) -> Report:
@@ -58,7 +60,7 @@ def examine_nodes(
     line = [
         "srun",
         "--kill-on-bad-exit=0",
-        "--wait=30",
+        f"--wait={LATE_SECONDS}",
         f"--time={minutes}",
         *options,
         *command(recipe, out, timeout),

@@ -12,7 +12,7 @@ from sparse_pretrain.preflight.findings import Finding
 
 CORE_SECONDS = 0.5
 CORE_LOOPS = 2_000
-MEMORY_BYTES = 64 * 2**20
+MEMORY_BYTES = 32 * 2**20
 MEMORY_ROUNDS = 5
 # Enough to know a rank that is very slow: nobody waits for its other rounds.
 MEMORY_SECONDS = 1.0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.doctor.arrival import Arrival, missing_findings
+from launcher.doctor.arrival import Arrival, missing_findings, planned_hosts
 from launcher.doctor.network import pairs_to_measure, slow_network
 from launcher.doctor.rank import find_meeting, find_place
 from launcher.doctor.report import Report, render, report_from_json
@@ -230,3 +230,12 @@ def test_under_srun_ranks_find_their_place_and_meeting_by_themselves() -> None:
     find_meeting(environment)
     assert environment["MASTER_ADDR"] == "gpu07"
     assert 20000 <= int(environment["MASTER_PORT"]) < 32768
+
+
+def test_a_rank_that_never_came_is_looked_for_on_the_node_where_srun_started_it() -> None:
+    step = {"SLURM_STEP_NODELIST": "n[1-2,5]", "SLURM_STEP_TASKS_PER_NODE": "2(x2),1"}
+    hosts = planned_hosts(step)
+    assert hosts == {0: "n1", 1: "n1", 2: "n2", 3: "n2", 4: "n5"}
+    assert {one.host for one in missing_findings([], 5, 60.0, hosts)} == {"n1", "n2", "n5"}
+    assert planned_hosts(step | {"SLURM_DISTRIBUTION": "cyclic"}) == {}
+    assert planned_hosts({}) == {}
