@@ -22,6 +22,7 @@ from sparse_pretrain.telemetry.launch_identity import launch_name
 
 FOLDER = "doctor"
 CONNECT_SECONDS = 3.0
+ABSENT = "did not arrive"
 TASKS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 
 
@@ -164,7 +165,7 @@ def missing_findings(
         Finding(
             "arrival",
             "wrong",
-            f"did not arrive in {seconds:.0f} s",
+            f"{ABSENT} in {seconds:.0f} s",
             "look at its node and at the job's output; it may be very slow, or unable to write to the run folder",
             rank=rank,
             host=None if planned is None else planned.get(rank),

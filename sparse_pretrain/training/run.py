@@ -129,14 +129,14 @@ def _prepare(
     allow_change: bool,
 ) -> "tuple[Trainer, Saver]":
     """Build the run, bring it to where its newest checkpoint was saved, and write down what it is."""
+    label = _label(recipe)
+    for warning in preflight(recipe, world):
+        console.print(f"{label}: {warning}", soft_wrap=True)
     # DeepSpeed prints while it is imported: only now does that go to the log.
     from sparse_pretrain.training.build import build_trainer
     from sparse_pretrain.training.restore import restore
 
     folder = recipe.output
-    label = _label(recipe)
-    for warning in preflight(recipe, world):
-        console.print(f"{label}: {warning}", soft_wrap=True)
     callbacks: list[Callback] = [
         ConsoleProgress(console, label),
         MetricsLog(folder / "metrics.jsonl", recipe.logging.every),

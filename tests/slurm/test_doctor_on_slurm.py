@@ -16,6 +16,7 @@ from launcher.doctor.report import Report
 from launcher.doctor.run import examine_nodes
 from launcher.lab import Lab
 from launcher.lab.processes import command_line
+from launcher.site import Site
 from sparse_pretrain.config.load import load_recipe
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.preflight.findings import Finding
@@ -35,8 +36,10 @@ def recipe(tmp_path: Path) -> TrainRecipe:
     return load_recipe("train-tiny", settings, TrainRecipe)
 
 
-def examine(lab: Lab, recipe: TrainRecipe, options: tuple[str, ...], timeout: float = 60.0) -> Report:
-    return examine_nodes(recipe, options, timeout, lab.environment | {"OMP_NUM_THREADS": "1"})
+def examine(
+    lab: Lab, recipe: TrainRecipe, options: tuple[str, ...], timeout: float = 60.0, site: Site | None = None
+) -> Report:
+    return examine_nodes(recipe, site or Site(), options, timeout, lab.environment | {"OMP_NUM_THREADS": "1"})
 
 
 def wrong(report: Report) -> list[Finding]:
@@ -116,6 +119,21 @@ def test_a_node_with_a_hundredth_of_the_network(cuttable_lab: Lab, recipe: Train
     (found,) = [one for one in report.findings if one.check == "network"]
     assert found.host == WRONG_NODE, found.line()
     assert "with any other machine" in found.what
+
+
+def test_a_module_that_is_missing_on_one_node(cuttable_lab: Lab, recipe: TrainRecipe) -> None:
+    """What the site says of modules, variables and further lines happens on each node, before the rank."""
+    site = Site(
+        environment={"GREETING": "it's $HOME"},
+        preamble=(
+            'test "$GREETING" = "it\'s \\$HOME"',
+            f'if [ "$SLURMD_NODENAME" = {WRONG_NODE} ]; then echo "cuda/99: no such module" >&2; exit 1; fi',
+        ),
+    )
+    report = examine(cuttable_lab, recipe, TWO_NODES, timeout=3, site=site)
+    (found,) = report.findings
+    assert (found.check, found.rank, found.host) == ("arrival", 1, WRONG_NODE)
+    assert found.what == "did not arrive in 3 s; it said: cuda/99: no such module"
 
 
 @contextmanager
