@@ -8,18 +8,22 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from launcher.doctor.findings import Finding
+from launcher.query import expand_nodes
+from sparse_pretrain.preflight.findings import Finding
 from sparse_pretrain.telemetry.launch_identity import launch_name
 
 FOLDER = "doctor"
 CONNECT_SECONDS = 3.0
+ABSENT = "did not arrive"
+TASKS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Arrival:
         problem: why it failed; None while it has not.
         reaches_meeting: whether it could open a connection to the meeting point; None before it tried.
         meeting: address and port at which it wants to meet the others.
+        left: it has given up.
     """
 
     rank: int
@@ -43,6 +48,7 @@ class Arrival:
     problem: str | None = None
     reaches_meeting: bool | None = None
     meeting: str = ""
+    left: bool = False
 
 
 class ArrivalFile:
@@ -57,12 +63,31 @@ class ArrivalFile:
         self.folder = meeting_folder(run_folder, meeting)
         self.problem: str | None = None
         self._rank = rank
+        self._last: Arrival | None = None
 
     def note(self, stage: str, problem: str | None = None, reaches_meeting: bool | None = None) -> None:
         """Write how far this rank came; a folder that refuses is noted in `problem`."""
-        arrival = Arrival(
-            self._rank, platform.node(), stage, time.time(), problem, reaches_meeting, find_meeting_point()
+        self._write(
+            Arrival(
+                self._rank,
+                platform.node(),
+                stage,
+                time.time(),
+                problem,
+                reaches_meeting,
+                find_meeting_point(),
+            )
         )
+
+    def give_up(self, problem: str | None = None) -> None:
+        """Write that this rank goes no further, and why if that is its own fault."""
+        if problem is not None:
+            self.note("failed", problem)
+        if self._last is not None:
+            self._write(replace(self._last, left=True))
+
+    def _write(self, arrival: Arrival) -> None:
+        self._last = arrival
         path = self.folder / f"rank-{self._rank}.json"
         temporary = path.with_name(f".{path.name}.tmp")
         try:
@@ -110,22 +135,40 @@ def reaches(address: str, port: int, seconds: float = CONNECT_SECONDS) -> bool:
         return False
 
 
-def missing_findings(arrivals: Sequence[Arrival], size: int, seconds: float) -> list[Finding]:
+def planned_hosts(environment: Mapping[str, str] = os.environ) -> dict[int, str]:
+    """Return on which node srun started each rank; empty where it did not, or dealt them out in another order."""
+    if "RANK" in environment or not environment.get("SLURM_DISTRIBUTION", "block").startswith("block"):
+        return {}
+    nodes = expand_nodes(environment.get("SLURM_STEP_NODELIST", ""))
+    # 2(x3),1: two tasks on each of three nodes, one on the next.
+    counts: list[int] = []
+    for count, repeated in TASKS.findall(environment.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        counts += [int(count)] * int(repeated or 1)
+    if len(counts) != len(nodes):
+        return {}
+    return dict(enumerate(node for node, count in zip(nodes, counts, strict=True) for _ in range(count)))
+
+
+def missing_findings(
+    arrivals: Sequence[Arrival], size: int, seconds: float, planned: Mapping[int, str] | None = None
+) -> list[Finding]:
     """Return why a rendezvous of `size` ranks did not come about.
 
     Args:
         arrivals: what ranks wrote.
         size: how many should have come.
         seconds: that was waited.
+        planned: where those that did not come should be, as far as that is known.
     """
     present = {arrival.rank: arrival for arrival in arrivals}
     findings = [
         Finding(
             "arrival",
             "wrong",
-            f"did not arrive in {seconds:.0f} s",
-            "look at its node and at the job's output; it may also be unable to write to the run folder",
+            f"{ABSENT} in {seconds:.0f} s",
+            "look at its node and at the job's output; it may be very slow, or unable to write to the run folder",
             rank=rank,
+            host=None if planned is None else planned.get(rank),
         )
         for rank in range(size)
         if rank not in present
@@ -152,7 +195,10 @@ def why_not_joined(arrival: Arrival, first: Arrival | None) -> tuple[str, str] |
     if arrival.stage == "failed":
         return arrival.problem or "failed", "see its log"
     if arrival.stage == "arrived":
-        return "arrived, but has not loaded its libraries", "is its environment on a slow file system?"
+        return (
+            "arrived, but has not loaded its libraries",
+            "is its environment on a slow file system, or the machine itself slow?",
+        )
     if first is None:
         # Nobody can reach a rank 0 that is not there.
         return None
@@ -161,7 +207,7 @@ def why_not_joined(arrival: Arrival, first: Arrival | None) -> tuple[str, str] |
             f"wants to meet at {arrival.meeting}, rank 0 waits at {first.meeting}",
             "give all ranks the same MASTER_ADDR and MASTER_PORT",
         )
-    if arrival.reaches_meeting is False and first.stage != "failed":
+    if arrival.reaches_meeting is False and first.stage not in ("arrived", "failed"):
         return (
             f"cannot connect to {arrival.meeting}, where rank 0 waits",
             "check that the name resolves there, MASTER_ADDR and firewall, or take another port",

@@ -3,21 +3,27 @@
 import time
 from collections.abc import Sequence
 from itertools import combinations
-from statistics import median
+from statistics import median, median_high
 
 import torch
 import torch.distributed as dist
 
-from launcher.doctor.findings import Finding
+from sparse_pretrain.preflight.findings import Finding
 from sparse_pretrain.training.world import World
 
 SMALL_ROUNDS = 20
 LARGE_BYTES = 8 * 2**20
 LARGE_ROUNDS = 3
 PAIR_BYTES = 2 * 2**20
+PAIR_ROUNDS = 4
+# What takes longer is slow enough to be known: it is not measured again and again.
+ENOUGH_SECONDS = 0.5
 # Of 16 machines all 120 pairs are measured, one after the other; of more each with its neighbour only.
 ALL_PAIRS_UP_TO = 16
 SLOWER = 3.0
+# Between two machines nothing is there to compare with; less than a fifth of Gigabit Ethernet is a mistake.
+LEAST_RATE = 20e6
+FEW = 4
 
 Pair = tuple[int, int]
 
@@ -36,15 +42,25 @@ def measure_all_reduce(world: World) -> dict[str, float]:
 
 
 def median_seconds(tensor: torch.Tensor, rounds: int) -> float:
-    """Return what an all-reduce takes, the first one, which opens connections, aside."""
-    seconds = []
-    for _ in range(rounds + 1):
-        started = time.perf_counter()
-        dist.all_reduce(tensor)
-        # Reading a value waits for a GPU too.
-        float(tensor[0])
-        seconds.append(time.perf_counter() - started)
-    return median(seconds[1:])
+    """Return what an all-reduce takes, the first one, which opens connections, aside.
+
+    Where that takes longer than `ENOUGH_SECONDS`, it is the answer (collective).
+    """
+    first = seconds_of_all_reduce(tensor)
+    slowest = torch.tensor([first], dtype=torch.float64, device=tensor.device)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX)
+    if float(slowest[0]) > ENOUGH_SECONDS:
+        return first
+    return median(seconds_of_all_reduce(tensor) for _ in range(rounds))
+
+
+def seconds_of_all_reduce(tensor: torch.Tensor) -> float:
+    """Return what one all-reduce takes."""
+    started = time.perf_counter()
+    dist.all_reduce(tensor)
+    # Reading a value waits for a GPU too.
+    float(tensor[0])
+    return time.perf_counter() - started
 
 
 def pairs_to_measure(hosts: Sequence[str]) -> list[Pair]:
@@ -77,8 +93,11 @@ def measure_pair(world: World, pair: Pair) -> float:
     """Return bytes a second between this rank and the other one of a pair."""
     first, second = pair
     tensor = torch.zeros(PAIR_BYTES // 4, dtype=torch.float32, device=world.device)
-    seconds = []
-    for _ in range(4):
+    seconds: list[float] = []
+    while len(seconds) < PAIR_ROUNDS and float(tensor[0]) == 0:
+        if world.rank == first and seconds and seconds[-1] > ENOUGH_SECONDS:
+            # Tells the other rank too that this is the last round.
+            tensor[0] = 1
         started = time.perf_counter()
         if world.rank == first:
             dist.send(tensor, second)
@@ -91,20 +110,60 @@ def measure_pair(world: World, pair: Pair) -> float:
     return 2 * PAIR_BYTES / median(seconds[1:])
 
 
-def slow_pairs(rates: dict[Pair, float], hosts: Sequence[str]) -> list[Finding]:
-    """Return pairs of machines that are much slower than the median pair; at least three are needed to judge."""
-    if len(rates) < 3:
+def slow_network(rates: dict[Pair, float], hosts: Sequence[str]) -> list[Finding]:
+    """Return machines whose every connection is slow, slow connections of others, or that all of them are.
+
+    A machine is judged by its best connection, so that it is not blamed for those that it is connected to.
+
+    Args:
+        rates: bytes a second between pairs of ranks, one rank a machine.
+        hosts: of all ranks, in their order.
+    """
+    best: dict[int, float] = {}
+    for pair, rate in rates.items():
+        for rank in pair:
+            best[rank] = max(rate, best.get(rank, 0.0))
+    if not best:
         return []
-    middle = median(rates.values())
-    return [
+    middle = median_high(best.values())
+    if middle < LEAST_RATE:
+        machines = ", ".join(hosts[rank] for rank in sorted(best)[:FEW]) + " and more" * (len(best) > FEW)
+        return [
+            Finding(
+                "network",
+                "warning",
+                f"{machines} exchange no more than {megabytes(middle)}",
+                "have ranks use a faster network: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME",
+            )
+        ]
+    slow = {rank for rank, rate in best.items() if rate * SLOWER < middle}
+    findings = [
         Finding(
             "network",
             "warning",
-            f"{hosts[first]} and {hosts[second]} exchange {rate / 1e9:.2f} GB/s, the median pair {middle / 1e9:.2f}",
-            "look at their cables and switch, or leave one of them out (sbatch --exclude)",
+            f"exchanges no more than {megabytes(best[rank])} with any other machine, most reach {megabytes(middle)}",
+            "look at its cable and its interface, or leave it out (sbatch --exclude)",
+            rank,
+            hosts[rank],
+        )
+        for rank in sorted(slow)
+    ]
+    findings += [
+        Finding(
+            "network",
+            "warning",
+            f"{hosts[first]} and {hosts[second]} exchange {megabytes(rate)}, with others both reach "
+            f"{megabytes(min(best[first], best[second]))}",
+            "look at the switch between them, or leave one of them out (sbatch --exclude)",
             first,
             hosts[first],
         )
         for (first, second), rate in rates.items()
-        if rate * SLOWER < middle
+        if not slow & {first, second} and rate * SLOWER < min(best[first], best[second])
     ]
+    return findings
+
+
+def megabytes(rate: float) -> str:
+    """Return bytes a second for people."""
+    return f"{rate / 1e6:,.1f} MB/s"

@@ -17,10 +17,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.doctor.arrival import Arrival, ArrivalFile, meeting_name, missing_findings, reaches
-from launcher.doctor.findings import Finding, Report, render
+from launcher.doctor.arrival import (
+    Arrival,
+    ArrivalFile,
+    meeting_name,
+    missing_findings,
+    planned_hosts,
+    reaches,
+)
+from launcher.doctor.report import Report, render
 from launcher.query import expand_nodes
 from sparse_pretrain.files import write_json
+from sparse_pretrain.preflight.findings import Finding, unwritable
 
 if TYPE_CHECKING:
     from sparse_pretrain.training.world import World
@@ -125,7 +133,8 @@ def meet_and_check(options: argparse.Namespace, place: Place, arrival: ArrivalFi
         Exception: what libraries say.
     """
     world = meet(options.timeout, place, arrival)
-    from launcher.doctor.world import Wanted, check_world
+    from launcher.doctor.world import check_world
+    from sparse_pretrain.preflight.check import Wanted
 
     wanted = Wanted(options.run_folder, options.path, seen_seconds=options.seen_seconds)
     report = check_world(world, wanted)
@@ -175,13 +184,14 @@ def meet(seconds: float, place: Place, arrival: ArrivalFile) -> "World":
 
 
 def leave(options: argparse.Namespace, place: Place, arrival: ArrivalFile, problem: str | None) -> None:
-    """End this rank, which cannot go on; the lowest one that is there reports. Does not return."""
+    """End this rank, which cannot go on; the lowest one that has given up reports. Does not return."""
+    arrival.give_up(problem)
     if problem is not None:
-        arrival.note("failed", problem)
         print(f"rank {place.rank} on {platform.node()}: {problem}", file=sys.stderr, flush=True)
     time.sleep(LAST_WORDS_SECONDS)
     others = arrival.others()
-    if place.rank == min((other.rank for other in others), default=place.rank):
+    # One that is still on its way may never get so far; if it does, it knows more and its report replaces ours.
+    if place.rank == min((other.rank for other in others if other.left), default=place.rank):
         tell(options, failed_report(others, place, arrival, options.timeout))
     sys.stdout.flush()
     # A library's threads may hang: nothing of them is waited for.
@@ -190,19 +200,10 @@ def leave(options: argparse.Namespace, place: Place, arrival: ArrivalFile, probl
 
 def failed_report(others: list[Arrival], place: Place, arrival: ArrivalFile, seconds: float) -> Report:
     """Return what is known when the ranks could not check together."""
-    findings = []
+    findings: list[Finding] = []
     if arrival.problem is not None:
-        findings.append(
-            Finding(
-                "run folder",
-                "wrong",
-                f"cannot write: {arrival.problem}",
-                "make it writable there, or choose another output",
-                place.rank,
-                platform.node(),
-            )
-        )
-    findings += missing_findings(others, place.size, seconds)
+        findings.append(unwritable(arrival.folder, arrival.problem, place.rank, platform.node()))
+    findings += missing_findings(others, place.size, seconds, planned_hosts())
     return Report(tuple(findings), checks=("arrival",))
 
 

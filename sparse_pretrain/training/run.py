@@ -19,6 +19,7 @@ from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.loader import Slice
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import read_json, write_json, write_text
+from sparse_pretrain.preflight.start import preflight, tell_others
 from sparse_pretrain.telemetry.console import ConsoleProgress, redirect_output
 from sparse_pretrain.telemetry.metrics_log import MetricsLog
 from sparse_pretrain.telemetry.progress_file import ProgressFile
@@ -62,10 +63,13 @@ def train(recipe: TrainRecipe, allow_change: bool = False) -> int:
     stop = StopFlag()
     stop.install()
     show_stacks_on_request()
-    inputs, precision = check(recipe)
     rank, size, _ = rank_from_environment()
     log = RankLog(recipe.output, rank)
-    console = redirect_output(log, speaks=rank == 0)
+    try:
+        inputs, precision = check(recipe)
+        console = redirect_output(log, speaks=rank == 0)
+    except UserError as mistake:
+        return tell_others(recipe, mistake)
     progress = ProgressFile(recipe.output, rank, size, recipe.steps)
     try:
         try:
@@ -125,12 +129,14 @@ def _prepare(
     allow_change: bool,
 ) -> "tuple[Trainer, Saver]":
     """Build the run, bring it to where its newest checkpoint was saved, and write down what it is."""
+    label = _label(recipe)
+    for warning in preflight(recipe, world):
+        console.print(f"{label}: {warning}", soft_wrap=True)
     # DeepSpeed prints while it is imported: only now does that go to the log.
     from sparse_pretrain.training.build import build_trainer
     from sparse_pretrain.training.restore import restore
 
     folder = recipe.output
-    label = _label(recipe)
     callbacks: list[Callback] = [
         ConsoleProgress(console, label),
         MetricsLog(folder / "metrics.jsonl", recipe.logging.every),

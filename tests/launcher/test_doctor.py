@@ -200,6 +200,7 @@ def test_the_command_checks_this_machine(tmp_path: Path) -> None:
     arguments = ["doctor", "train-tiny", f"output={tmp_path / 'run'}", "--nproc", "2", "--json"]
     missing = CliRunner().invoke(app, [*arguments, f"data.path={tmp_path / 'nowhere'}"])
     assert missing.exit_code == 1, missing.output
+    assert missing.stdout, repr(missing.exception)
     report = json.loads(missing.stdout)
     assert wrong(report, "paths") == [(0, f"{tmp_path / 'nowhere'} is not there or not readable")]
     assert json.loads((tmp_path / "run" / "doctor" / "report.json").read_text()) == report

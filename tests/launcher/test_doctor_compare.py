@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from launcher.doctor.arrival import Arrival, missing_findings
-from launcher.doctor.compare import compare
-from launcher.doctor.facts import RankFacts
-from launcher.doctor.findings import Finding, Report, render, report_from_json
-from launcher.doctor.gpu import GpuFacts, parse_gpus
-from launcher.doctor.network import pairs_to_measure, slow_pairs
+from launcher.doctor.arrival import Arrival, missing_findings, planned_hosts
+from launcher.doctor.network import pairs_to_measure, slow_network
 from launcher.doctor.rank import find_meeting, find_place
+from launcher.doctor.report import Report, render, report_from_json
+from launcher.doctor.speed import Speed, slow_ranks
+from sparse_pretrain.preflight.compare import compare
+from sparse_pretrain.preflight.facts import RankFacts
+from sparse_pretrain.preflight.findings import Finding
+from sparse_pretrain.preflight.gpu import GpuFacts, parse_gpus
 
 RUN = Path("/shared/run")
 GPU = GpuFacts(0, "NVIDIA H100", "550.1", 0, 5 * 2**20, 80 * 2**30, 40, False)
@@ -28,8 +30,6 @@ def ranks(count: int = 4) -> list[RankFacts]:
             code="feedbeef",
             free_bytes=10**12,
             clock=1000.0,
-            core_rate=1e7,
-            memory_rate=1e10,
         )
         for rank in range(count)
     ]
@@ -100,17 +100,24 @@ def test_a_clock_that_is_off_and_a_disk_that_is_nearly_full_are_warnings() -> No
     assert Report((found,)).ok
 
 
+def speeds(count: int) -> list[Speed]:
+    """Ranks that are equally fast, two on a machine."""
+    return [Speed(rank, f"node{rank // 2}", 1e7, 1e10) for rank in range(count)]
+
+
 @pytest.mark.parametrize(("name", "rate"), [("core_rate", 4e6), ("memory_rate", 4e9)])
 def test_a_slow_rank_is_named(name: str, rate: float) -> None:
-    found = only(findings(1, **{name: rate}))
+    all_speeds = speeds(4)
+    all_speeds[1] = replace(all_speeds[1], **{name: rate})
+    found = only(slow_ranks(all_speeds))
     assert (found.rank, found.host) == (1, "node0")
     assert "2.5 times slower than the median" in found.what
 
 
 def test_the_slower_of_two_ranks_is_not_its_own_measure() -> None:
-    facts = ranks(2)
-    facts[0] = replace(facts[0], core_rate=4e6)
-    assert only(compare(facts, RUN)).rank == 0
+    first, second = speeds(2)
+    assert only(slow_ranks([replace(first, core_rate=4e6), second])).rank == 0
+    assert slow_ranks([first, second]) == []
 
 
 @pytest.mark.parametrize(
@@ -135,6 +142,12 @@ def test_within_a_training_its_own_gpu_memory_is_no_finding() -> None:
     assert compare(facts, RUN, used_by_us=True) == []
 
 
+def test_a_job_that_starts_again_after_a_memory_error_is_only_warned() -> None:
+    facts = ranks()
+    facts[0] = replace(facts[0], gpus=(replace(GPU, uncorrected=1),))
+    assert only(compare(facts, RUN, used_by_us=True)).level == "warning"
+
+
 def test_reading_nvidia_smi() -> None:
     text = (
         "0, NVIDIA H100 80GB HBM3, 550.54.15, 0, 4, 81559, 31, Not Active, Not Active\n"
@@ -151,8 +164,21 @@ def test_each_two_machines_are_measured_and_a_bad_cable_is_named() -> None:
     hosts = ["a", "a", "b", "b", "c", "c"]
     assert pairs_to_measure(hosts) == [(0, 2), (0, 4), (2, 4)]
     assert len(pairs_to_measure([f"n{number}" for number in range(100)])) == 100
-    found = only(slow_pairs({(0, 2): 1e9, (0, 4): 1e9, (2, 4): 2e8}, hosts))
-    assert found.what == "b and c exchange 0.20 GB/s, the median pair 1.00"
+    found = only(slow_network({(0, 2): 1e9, (0, 4): 1e9, (2, 4): 2e8}, hosts))
+    assert found.what == "b and c exchange 200.0 MB/s, with others both reach 1,000.0 MB/s"
+
+
+def test_a_machine_with_a_slow_network_is_named_and_not_those_it_is_connected_to() -> None:
+    hosts = ["a", "b", "c"]
+    found = only(slow_network({(0, 1): 1e7, (0, 2): 1e9, (1, 2): 1.2e7}, hosts))
+    assert (found.rank, found.host) == (1, "b")
+    assert found.what == "exchanges no more than 12.0 MB/s with any other machine, most reach 1,000.0 MB/s"
+
+
+def test_two_machines_cannot_be_compared_but_may_be_too_slow_for_anything() -> None:
+    assert slow_network({(0, 1): 1e9}, ["a", "b"]) == []
+    assert only(slow_network({(0, 1): 1e6}, ["a", "b"])).what == "a, b exchange no more than 1.0 MB/s"
+    assert slow_network({}, ["a", "a"]) == []
 
 
 def test_ranks_that_do_not_meet_are_told_apart() -> None:
@@ -204,3 +230,12 @@ def test_under_srun_ranks_find_their_place_and_meeting_by_themselves() -> None:
     find_meeting(environment)
     assert environment["MASTER_ADDR"] == "gpu07"
     assert 20000 <= int(environment["MASTER_PORT"]) < 32768
+
+
+def test_a_rank_that_never_came_is_looked_for_on_the_node_where_srun_started_it() -> None:
+    step = {"SLURM_STEP_NODELIST": "n[1-2,5]", "SLURM_STEP_TASKS_PER_NODE": "2(x2),1"}
+    hosts = planned_hosts(step)
+    assert hosts == {0: "n1", 1: "n1", 2: "n2", 3: "n2", 4: "n5"}
+    assert {one.host for one in missing_findings([], 5, 60.0, hosts)} == {"n1", "n2", "n5"}
+    assert planned_hosts(step | {"SLURM_DISTRIBUTION": "cyclic"}) == {}
+    assert planned_hosts({}) == {}

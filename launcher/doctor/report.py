@@ -1,37 +1,9 @@
-"""What the doctor finds: one line each, with where and what to do."""
+"""What the doctor says: findings, and what they were found from, for people and for scripts."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Level = Literal["wrong", "warning"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is not as it should be.
-
-    Attributes:
-        check: what was looked at: arrival, versions, code, paths, run folder, space, clock, network, speed, gpu.
-        level: `wrong` would end a run or spoil it, `warning` makes it slower or may be meant so.
-        what: is wrong, in one line.
-        advice: what to do.
-        rank: where; None when it is not about one rank.
-        host: where; None when it is not about one machine.
-    """
-
-    check: str
-    level: Level
-    what: str
-    advice: str
-    rank: int | None = None
-    host: str | None = None
-
-    def line(self) -> str:
-        """Return it for people."""
-        ranks = f"rank {self.rank}" if self.rank is not None else ""
-        place = " on ".join(part for part in (ranks, self.host) if part)
-        return f"{self.level}: {self.check}: {f'{place}: ' if place else ''}{self.what}; {self.advice}"
+from sparse_pretrain.preflight.findings import Finding
 
 
 @dataclass(frozen=True)
@@ -74,11 +46,6 @@ def report_from_json(value: dict[str, Any]) -> Report:
         numbers=value["numbers"],
         checks=tuple(value["checks"]),
     )
-
-
-def sorted_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Return findings with those that are wrong first, else in the order in which they came."""
-    return tuple(sorted(findings, key=lambda finding: finding.level != "wrong"))
 
 
 def render(report: Report) -> list[str]:

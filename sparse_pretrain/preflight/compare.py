@@ -1,15 +1,14 @@
 """The facts of all ranks beside each other: pure, so that each fault can be shown in a test."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median, median_high
+from statistics import median
 
-from launcher.doctor.facts import RankFacts
-from launcher.doctor.findings import Finding
+from sparse_pretrain.preflight.facts import RankFacts
+from sparse_pretrain.preflight.findings import Finding, unwritable
 
 SKEW_SECONDS = 2.0
-SLOWER = 2.0
 LEAST_FREE = 10 * 10**9
 # A GPU without any process still holds some for the driver.
 USED_BYTES = 10**9
@@ -34,7 +33,6 @@ def compare(
         *run_folder_faults(facts, run_folder),
         *little_space(facts, run_folder, least_free),
         *skewed_clocks(facts),
-        *slow_ranks(facts),
         *ill_gpus(facts, used_by_us),
     ]
 
@@ -114,21 +112,14 @@ def hidden_paths(facts: Sequence[RankFacts]) -> list[Finding]:
 def run_folder_faults(facts: Sequence[RankFacts], run_folder: Path) -> list[Finding]:
     """Return ranks that cannot write to the run folder, or do not see what others wrote there."""
     hosts = {one.rank: one.host for one in facts}
-    unwritable = {one.rank for one in facts if one.write_problem is not None}
+    cannot_write = {one.rank for one in facts if one.write_problem is not None}
     findings = [
-        Finding(
-            "run folder",
-            "wrong",
-            f"cannot write to {run_folder}: {one.write_problem}",
-            "make it writable there, or choose another output",
-            one.rank,
-            one.host,
-        )
+        unwritable(run_folder, one.write_problem, one.rank, one.host)
         for one in facts
         if one.write_problem is not None
     ]
     for one in facts:
-        unseen = [rank for rank in one.unseen if rank not in unwritable]
+        unseen = [rank for rank in one.unseen if rank not in cannot_write]
         if unseen:
             names = ", ".join(f"{rank} ({hosts.get(rank)})" for rank in unseen[:FEW])
             findings.append(
@@ -179,34 +170,6 @@ def skewed_clocks(facts: Sequence[RankFacts]) -> list[Finding]:
     return list(found.values())
 
 
-def slow_ranks(facts: Sequence[RankFacts]) -> list[Finding]:
-    """Return ranks more than two times slower than the median: every step waits for the slowest."""
-    kinds: tuple[tuple[str, Callable[[RankFacts], float | None], str], ...] = (
-        ("core", lambda one: one.core_rate, "is its core shared, throttled, or under a quota?"),
-        ("memory", lambda one: one.memory_rate, "does something else on the machine use its memory?"),
-    )
-    findings = []
-    for name, rate_of, advice in kinds:
-        rates = {one.rank: rate for one in facts if (rate := rate_of(one)) is not None}
-        if len(rates) < 2:
-            continue
-        # The upper median: of two ranks the slower one must not be its own measure.
-        middle = median_high(rates.values())
-        findings += [
-            Finding(
-                "speed",
-                "warning",
-                f"its {name} is {middle / rates[one.rank]:.1f} times slower than the median",
-                advice,
-                one.rank,
-                one.host,
-            )
-            for one in facts
-            if one.rank in rates and rates[one.rank] * SLOWER < middle
-        ]
-    return findings
-
-
 def ill_gpus(facts: Sequence[RankFacts], used_by_us: bool) -> list[Finding]:
     """Return GPUs with memory errors, throttled ones, those that others use, and machines with another kind."""
     findings = []
@@ -218,7 +181,8 @@ def ill_gpus(facts: Sequence[RankFacts], used_by_us: bool) -> list[Finding]:
             faults = (
                 (
                     bool(gpu.uncorrected),
-                    "wrong",
+                    # A job that was requeued after one must not end for it: the driver has set the page aside.
+                    "warning" if used_by_us else "wrong",
                     f"{gpu.uncorrected} uncorrected memory errors",
                     "drain the node and reset the GPU",
                 ),

@@ -1,0 +1,1 @@
+"""What ranks compare before their first step."""
