@@ -9,6 +9,9 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
+# Whole files to each: what a file's tests share is made once.
+WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -20,10 +23,10 @@ demo: $(READY)  ## the whole story, small, on real text (DEMO_ARGS=--full for th
 
 # Tests never ask a model hub: what they need comes from the package index or is made on the spot.
 test: lint slurm  ## lint, types, every test (PYTEST_ARGS="tests/pruning -x" to choose)
-	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 fast-test: $(READY)  ## only the tests that take less than ten seconds each
-	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest $(WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 chaos: $(READY)  ## 100 kills, damaged files and full disks; half an hour (CHAOS_ARGS="--faults 20 --seed 1")
 	HF_HUB_OFFLINE=1 .venv/bin/python -m tests.chaos $(CHAOS_ARGS)
