@@ -53,6 +53,7 @@ def test_a_run_that_is_interrupted_in_every_way_ends_as_if_nothing_had_happened(
         assert not any(listens_to(rank, signal.SIGTERM) for rank in starting)
         urgent = run.preempt()
         run.wait_for_requeue(3)
+        assert "as it started" in text(run.output), "no crash, and nobody's fault"
         urgent.wait_for("COMPLETED")
 
         # Another one, while it trains.
