@@ -20,7 +20,6 @@ from pathlib import Path
 from launcher.environment import free_port
 from launcher.lab import Lab, slurm_lab
 from launcher.restart import RECORD, read_lines
-from sparse_pretrain.files import read_json
 from tests.slurm.jobs import submit, text
 from tests.tiny import read_rows, tiny_prepared
 
@@ -74,8 +73,7 @@ def time_run(lab: Lab, folder: Path) -> dict[str, float]:
         raise SystemExit(text(folder / "job.out"))
     ends = {
         "scheduled_and_policy": read_lines(run / "slurm" / RECORD)[0]["time"],
-        "srun": read_json(run / "progress" / "rank-0.json")["process_started"],
-        # A rank opens its log when it has imported everything but DeepSpeed, and checked recipe and data.
+        # With srun. A rank opens its log when it has imported everything but DeepSpeed, and checked recipe and data.
         "libraries_and_checks": (run / "logs").stat().st_mtime,
         "deepspeed_and_models": (run / "provenance.json").stat().st_mtime,
         "first_step": read_rows(run, "train")[0]["time"],

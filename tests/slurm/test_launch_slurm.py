@@ -52,20 +52,8 @@ def test_a_run_of_hostile_names_trains_on_two_nodes_of_two_ranks_like_four_ranks
     run = folder / HOSTILE.replace("\\", "")
     # The value is YAML, where a quote within quotes is written twice.
     output = "output='{}'".format(run.name.replace("'", "''"))
-    done = launch_slurm(
-        lab,
-        folder,
-        *SETTINGS,
-        output,
-        "--name",
-        HOSTILE,
-        "--nodes",
-        "2",
-        "--ranks-per-node",
-        "2",
-        "--time",
-        "30",
-    )
+    options = ("--name", HOSTILE, "--nodes", "2", "--ranks-per-node", "2", "--time", "30")
+    done = launch_slurm(lab, folder, *SETTINGS, output, *options)
     assert done.returncode == 0, done.stderr
     assert "4 ranks on 2 nodes" in done.stdout
     (submitted,) = read_lines(run / "slurm" / SUBMITTED)
@@ -86,7 +74,9 @@ def test_a_run_of_hostile_names_trains_on_two_nodes_of_two_ranks_like_four_ranks
     assert reference.returncode == 0, said
     assert losses(run) == losses(folder / "reference")
     assert len(losses(run)) == STEPS
-    touched = [path for place in (tmp_path, Path.cwd(), Path.home()) for path in place.glob("**/hacked-?")]
+    touched = [
+        path for place in (tmp_path, folder, run, Path.cwd(), Path.home()) for path in place.glob("hacked-?")
+    ]
     assert touched == []
 
 
