@@ -5,10 +5,11 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.topology import Core, find_gpu_nodes, read_cores
 from sparse_pretrain.errors import UserError
 
 # Left over from another launcher, these would contradict what we set. TORCHELASTIC_USE_AGENT_STORE makes
@@ -26,20 +27,31 @@ class Machine:
         cores: CPU cores that this process may use, at least 1.
         gpus: their names as CUDA_VISIBLE_DEVICES takes them; empty without a GPU.
         loopback: name of the loopback network interface, or None where it has no usual name.
+        layout: the physical cores behind `cores`; empty where ranks cannot be bound to cores.
+        gpu_nodes: NUMA node of each GPU, None where unknown.
     """
 
     cores: int
     gpus: tuple[str, ...] = ()
     loopback: str | None = None
+    layout: tuple[Core, ...] = ()
+    gpu_nodes: tuple[int | None, ...] = ()
 
 
 def find_machine(environment: Mapping[str, str] = os.environ) -> Machine:
     """Look at this machine: cores by the scheduler's affinity, GPUs as far as the user shows them."""
     # Not os.cpu_count(): a batch system or container may have given us fewer.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     names = [name for _, name in socket.if_nameindex()]
     loopback = next((name for name in ("lo", "lo0") if name in names), None)
-    return Machine(cores=cores, gpus=visible_gpus(environment), loopback=loopback)
+    gpus = visible_gpus(environment)
+    return Machine(
+        cores=len(allowed) or os.cpu_count() or 1,
+        gpus=gpus,
+        loopback=loopback,
+        layout=read_cores(allowed),
+        gpu_nodes=find_gpu_nodes(gpus),
+    )
 
 
 def visible_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -62,7 +74,12 @@ def visible_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def shared_environment(
-    base: Mapping[str, str], nproc: int, port: int, machine: Machine, interpreter: Path
+    base: Mapping[str, str],
+    nproc: int,
+    port: int,
+    machine: Machine,
+    interpreter: Path,
+    binding: Sequence[frozenset[int]] = (),
 ) -> dict[str, str]:
     """Return what every rank of a run on this machine has in common.
 
@@ -72,6 +89,7 @@ def shared_environment(
         port: free TCP port for the rendezvous.
         machine: what is here.
         interpreter: the Python that runs the ranks; its folder comes first on PATH.
+        binding: CPU numbers of each rank, empty where ranks are not bound.
 
     Raises:
         UserError: more ranks than GPUs.
@@ -95,7 +113,8 @@ def shared_environment(
         "MASTER_PORT": str(port),
     }
     # N ranks with a thread for each core each would fight over the cores; torchrun's 1 wastes them.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, machine.cores // nproc)))
+    share = min(map(len, binding), default=machine.cores // nproc)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, min(share, machine.cores // nproc))))
     if machine.loopback is not None:
         # Gloo otherwise connects to the address of the machine's own name: a laptop on a VPN, or a name
         # that does not resolve, then hangs or fails although all ranks are here.

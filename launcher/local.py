@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launcher.binding import is_placed_by_user, plan_binding
 from launcher.environment import Machine, check_tools, find_machine, free_port, shared_environment
 from launcher.rank import Rank, start_rank
 from launcher.signals import FORWARDED, STOPPING, Inbox, noted_signals
@@ -30,12 +31,12 @@ CAUSES = (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS)
 TAIL_LINES = 10
 
 
-def launch_local(arguments: Sequence[str], nproc: int, run_folder: Path) -> int:
+def launch_local(arguments: Sequence[str], nproc: int, run_folder: Path, *, bind: bool = True) -> int:
     """Run `sparse-pretrain ARGUMENTS` (such as `train recipe.yaml`) as `nproc` ranks on this machine.
 
     See `launch_ranks`; the ranks use this process's Python.
     """
-    return launch_ranks([sys.executable, "-m", "sparse_pretrain", *arguments], nproc, run_folder)
+    return launch_ranks([sys.executable, "-m", "sparse_pretrain", *arguments], nproc, run_folder, bind=bind)
 
 
 def launch_ranks(
@@ -46,6 +47,7 @@ def launch_ranks(
     grace: float = 10.0,
     machine: Machine | None = None,
     environment: Mapping[str, str] | None = None,
+    bind: bool = True,
 ) -> int:
     """Run `command` as `nproc` ranks on this machine and wait for them.
 
@@ -61,6 +63,8 @@ def launch_ranks(
         grace: seconds that ranks have to end after another one failed.
         machine: cores and GPUs (default: what is here).
         environment: what ranks inherit (default: this process's environment).
+        bind: give each rank cores of its own, unless the user places threads (`OMP_PROC_BIND` and the like) or
+            there are fewer cores than ranks. Cores that this process may not use (`taskset`) stay unused.
 
     Returns:
         0 when finished, `STOPPED_EXIT_CODE` when ranks stopped early and saved, or else the exit code of
@@ -73,13 +77,17 @@ def launch_ranks(
     if nproc < 1:
         raise UserError(f"nproc = {nproc}: must be at least 1")
     base = os.environ if environment is None else environment
-    shared = shared_environment(base, nproc, free_port(), machine or find_machine(base), Path(sys.executable))
+    here = machine or find_machine(base)
+    bind = bind and not is_placed_by_user(base)
+    binding = plan_binding(here.layout, nproc, here.gpu_nodes) if bind else ()
+    shared = shared_environment(base, nproc, free_port(), here, Path(sys.executable), binding)
     check_tools(shared)
     with noted_signals() as inbox:
         ranks: list[Rank] = []
         try:
             for number in range(nproc):
-                ranks.append(start_rank(command, number, shared, run_folder))
+                cores = binding[number] if binding else frozenset()
+                ranks.append(start_rank(command, number, shared, run_folder, cores))
             return watch(ranks, inbox, grace, run_folder)
         finally:
             for rank in ranks:

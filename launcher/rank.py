@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,13 @@ class Rank:
             self.code = self.process.wait()
 
 
-def start_rank(command: Sequence[str], number: int, shared: Mapping[str, str], run_folder: Path) -> Rank:
+def start_rank(
+    command: Sequence[str],
+    number: int,
+    shared: Mapping[str, str],
+    run_folder: Path,
+    cores: frozenset[int] = frozenset(),
+) -> Rank:
     """Start one rank as the leader of its own process group, without a standard input.
 
     Its own group, so that Ctrl-C reaches ranks once, through the launcher, and so that whatever a rank
@@ -64,6 +71,7 @@ def start_rank(command: Sequence[str], number: int, shared: Mapping[str, str], r
         number: the rank.
         shared: what all ranks have in their environment.
         run_folder: the run's folder, for the log of ranks other than 0.
+        cores: the CPU numbers that the rank and whatever it starts may use; empty: all.
 
     Raises:
         UserError: the command's program does not exist.
@@ -78,7 +86,7 @@ def start_rank(command: Sequence[str], number: int, shared: Mapping[str, str], r
             stdout=output,
             stderr=output,
             process_group=0,
-            preexec_fn=die_with_launcher(),
+            preexec_fn=before_the_program(cores),
         )
     except FileNotFoundError:
         log.forget()
@@ -89,8 +97,8 @@ def start_rank(command: Sequence[str], number: int, shared: Mapping[str, str], r
     return Rank(number, process, log)
 
 
-def die_with_launcher() -> Callable[[], None]:
-    """Return what a rank does before it starts: ask the kernel to kill it when the launcher dies.
+def before_the_program(cores: frozenset[int]) -> Callable[[], None]:
+    """Return what a rank does before it starts: bind itself, and ask the kernel to kill it when the launcher dies.
 
     A launcher that is killed with SIGKILL can run no clean-up, and its ranks would go on holding GPUs and
     writing checkpoints. The request survives exec but is not inherited by the rank's own children.
@@ -103,5 +111,10 @@ def die_with_launcher() -> Callable[[], None]:
         # The launcher may have died between the fork and the line above.
         if os.getppid() != launcher:
             os._exit(1)
+        if cores:
+            # Here, before any library counts cores or makes threads. A core that was taken offline meanwhile
+            # is no reason to fail: the rank just wanders.
+            with suppress(OSError):
+                os.sched_setaffinity(0, cores)
 
     return before_exec

@@ -151,6 +151,14 @@ def launch_local_command(
         int, typer.Option(help="ranks on this machine; 0: one per GPU, or one when there is none", min=0)
     ] = 0,
     allow_change: AllowChangeOption = False,
+    bind: Annotated[
+        bool,
+        typer.Option(
+            "--bind/--no-bind",
+            help="give each rank cores of its own, by NUMA node and near its GPU; "
+            "not where OMP_PROC_BIND or OMP_PLACES is set or ranks outnumber cores",
+        ),
+    ] = True,
 ) -> None:
     """Start `train` on several ranks of this machine.
 
@@ -166,7 +174,8 @@ def launch_local_command(
     # Before ranks make log files in a folder that another run writes to.
     refuse_second_writer(settings.output / CHECKPOINTS)
     command = ["train", recipe, *(overrides or []), *(["--allow-change"] if allow_change else [])]
-    raise typer.Exit(launch_local(command, nproc or max(1, len(find_machine().gpus)), settings.output))
+    ranks = nproc or max(1, len(find_machine().gpus))
+    raise typer.Exit(launch_local(command, ranks, settings.output, bind=bind))
 
 
 for part in (cli_slurm, cli_watch, cli_doctor):
