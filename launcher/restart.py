@@ -29,14 +29,17 @@ from sparse_pretrain.errors import UserError
 RECORD = "restarts.jsonl"
 SUBMITTED = "jobs.jsonl"
 FINISHED, MISTAKE, STOPPED = 0, 2, 75
-# Died of the signal that asks to save and leave: it came while Python started, before anybody listened.
-STOPPED_TOO_EARLY = 128 + signal.SIGUSR2
+# Died of a signal that asks to save and leave (the time limit's, a preemption's): it came while Python
+# started, before anybody listened.
+PREEMPTED_EARLY = 128 + signal.SIGTERM
+STOPPED_TOO_EARLY = (128 + signal.SIGUSR2, PREEMPTED_EARLY)
 # A job that is stopped so often before it got a step further never will: its time limit is too short.
 STANDSTILLS = 3
 # What srun says first names the task that ended first; the others may only have lost it.
 SRUN_ERROR = re.compile(r"^srun: error: (\S+): tasks? [\d,-]+: ", re.MULTILINE)
 START_LINE = re.compile(r"^job \S+, start \d+: ", re.MULTILINE)
 LOG_TAIL_BYTES = 4 * 2**20
+METRICS_TAIL_BYTES = 2**16
 
 Verdict = Literal["finished", "requeue", "give-up"]
 Answer = Literal["go", "done", "given-up"]
@@ -62,7 +65,7 @@ class Attempt:
     @property
     def crashed(self) -> bool:
         """True when it neither finished, nor saved and left, nor met a mistake of the user's."""
-        return self.code not in (FINISHED, MISTAKE, STOPPED, STOPPED_TOO_EARLY)
+        return self.code not in (FINISHED, MISTAKE, STOPPED, *STOPPED_TOO_EARLY)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def decide(policy: Policy, attempts: Sequence[Attempt]) -> Decision:
         return Decision("give-up", "a mistake in the input (see above): starting again would not mend it")
     standing = failures_in_a_row(attempts)
     if not last.crashed:
-        if standing >= STANDSTILLS:
+        # A preemption says nothing about the time limit.
+        if standing >= STANDSTILLS and last.code != PREEMPTED_EARLY:
             return Decision(
                 "give-up",
                 f"stopped {standing} times in a row at step {last.step}: a longer time limit, or none, would help",
@@ -139,13 +143,20 @@ def first_failing_node(output: str) -> str | None:
 
 def reached_step(run: Path, since: float) -> int:
     """Return the last step that rank 0 reported since `since` (unix time), else the newest checkpoint's."""
-    try:
-        progress = json.loads((run / "progress" / "rank-0.json").read_text(encoding="utf-8"))
-        if progress["time"] >= since:
-            return int(progress["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return newest_step(run)
+    reports = [*read_lines(run / "progress" / "rank-0.json"), *last_metrics(run / "metrics.jsonl")]
+    steps = [
+        int(report["step"])
+        for report in reports
+        if isinstance(report.get("step"), int)
+        and isinstance(report.get("time"), int | float)
+        and report["time"] >= since
+    ]
+    return max(steps, default=newest_step(run))
+
+
+def last_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the newest rows of the metrics; a rank's progress file is up to some seconds behind them."""
+    return parse_lines(tail(path, METRICS_TAIL_BYTES))
 
 
 def newest_step(run: Path) -> int:
@@ -201,6 +212,15 @@ def whether_to_start(
     return "go", None
 
 
+def is_superseded(run: Path, job: str, restart: int) -> bool:
+    """Say whether a later start of this job has begun: its node was cut off, and SLURM gave the job to others.
+
+    Requeued by the old start's script, the job would be taken from the new one.
+    """
+    starts = (entry for entry in read_lines(run / SLURM_FOLDER / RECORD) if entry.get("event") == "start")
+    return any(entry.get("job_id") == job and entry.get("restart", 0) > restart for entry in starts)
+
+
 def note_end(run: Path, attempt: Attempt, policy: Policy, job: str, now: float) -> Decision:
     """Note how a start ended, decide what follows, and note that too."""
     entries = read_lines(run / SLURM_FOLDER / RECORD)
@@ -229,10 +249,13 @@ def note_end(run: Path, attempt: Attempt, policy: Policy, job: str, now: float) 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSON-lines file; a line that a crash cut off is left out."""
-    if not path.is_file():
-        return []
+    return parse_lines(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else []
+
+
+def parse_lines(text: str) -> list[dict[str, Any]]:
+    """Return the objects of JSON lines; what is none is left out."""
     found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in text.splitlines():
         try:
             value = json.loads(line)
         except ValueError:
@@ -255,11 +278,11 @@ def append(run: Path, entry: Mapping[str, Any], name: str = RECORD) -> None:
         say(f"{folder / name}: not written ({error})")
 
 
-def tail(path: Path) -> str:
-    """Return the end of a file; nothing when it cannot be read."""
+def tail(path: Path, size: int = LOG_TAIL_BYTES) -> str:
+    """Return the last `size` bytes of a file; nothing when it cannot be read."""
     try:
         with path.open("rb") as handle:
-            handle.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+            handle.seek(max(0, path.stat().st_size - size))
             return handle.read().decode(errors="replace")
     except OSError:
         return ""
@@ -306,13 +329,17 @@ def answer(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         return print_where(arguments[1:])
     options = parse(arguments)
     job = environment.get("SLURM_JOB_ID", "")
+    restart = int(environment.get("SLURM_RESTART_COUNT") or 0)
     if options.command == "start":
-        restart = int(environment.get("SLURM_RESTART_COUNT") or 0)
         whether, why = note_start(options.run, options.steps, job, restart, time.time())
         if why is not None:
             say(f"job {job}: {why}")
         print(whether)
         return 0
+    if is_superseded(options.run, job, restart):
+        say(f"job {job}: SLURM has started it anew elsewhere: this start leaves it alone")
+        print("give-up")
+        return 1
     attempt = Attempt(options.code, reached_step(options.run, options.since))
     if attempt.crashed:
         attempt = replace(attempt, node=first_failing_node(tail(options.log)))

@@ -10,7 +10,9 @@ ZeRO keeps three things apart for every parameter, and so do we:
 
 import contextlib
 import functools
+import importlib
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -66,6 +68,7 @@ class Engine:
         self._adam = adam(model, section)
         originals = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         load_communication()
+        load_optimizers()
         with quiet_warnings():
             self._deepspeed, self._zero, _, _ = deepspeed.initialize(
                 model=model, optimizer=self._adam, config=config, dist_init_required=False
@@ -313,6 +316,7 @@ class ShardedTeacher:
             config[precision] = {"enabled": True}
         model.requires_grad_(False).eval()
         load_communication()
+        load_optimizers()
         with quiet_warnings():
             self._deepspeed, *_ = deepspeed.initialize(model=model, config=config, dist_init_required=False)
         self._deepspeed.eval()
@@ -334,6 +338,24 @@ def load_communication() -> None:
         # It prints that it has built.
         with extensions_alone(), contextlib.redirect_stdout(io.StringIO()):
             build_shm_op()
+
+
+def load_optimizers() -> None:
+    """Import the optimizers that DeepSpeed compares ours with, without torch's compiler.
+
+    One of them (Muon) is decorated with `torch.compile`, which would import all of torch._inductor: a second of
+    processor time on every rank, for what we never call.
+    """
+    name, before = "TORCHDYNAMO_DISABLE", os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ[name] = "1"
+    try:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def is_whole(parameter: nn.Parameter) -> bool:

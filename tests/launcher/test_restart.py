@@ -13,6 +13,7 @@ from launcher.render import render, render_by_hand
 from launcher.restart import (
     Attempt,
     Policy,
+    append,
     decide,
     excluded_nodes,
     first_failing_node,
@@ -93,6 +94,14 @@ def test_the_signal_to_leave_is_no_crash_when_it_comes_too_early() -> None:
     assert decision.reason == "stopped at step 0 as it started"
 
 
+def test_a_preemption_of_ranks_that_cannot_listen_yet_is_no_crash_and_blames_no_node() -> None:
+    early = Attempt(128 + signal.SIGTERM, 5)
+    assert not early.crashed
+    assert decide(POLICY, [early, early]).verdict == "requeue"
+    assert decide(POLICY, [early] * 5).verdict == "requeue", "it says nothing about the time limit"
+    assert decide(POLICY, [early]).reason == "stopped at step 5 as it started"
+
+
 def test_a_node_that_failed_twice_is_left_out_before_the_step_is_blamed() -> None:
     twice = [Attempt(1, 0, "n2"), Attempt(1, 0, "n2")]
     assert decide(POLICY, twice).excluded == ("n2",)
@@ -126,7 +135,11 @@ def test_the_step_is_what_rank_0_reported_in_this_start_else_the_newest_checkpoi
     progress.parent.mkdir()
     progress.write_text('{"step": 44, "time": 1000.5}')
     assert (reached_step(tmp_path, 1000.0), reached_step(tmp_path, 1001.0)) == (44, 30)
-    for broken in ("", "[]", '{"step": "x", "time": 2000}', '{"time": 2000}'):
+    # Which is up to some seconds old: the metrics know it first.
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "time": 1}\n{"step": 46, "time": 1000.9}\n{"st')
+    assert (reached_step(tmp_path, 1000.0), reached_step(tmp_path, 1001.0)) == (46, 30)
+    (tmp_path / "metrics.jsonl").unlink()
+    for broken in ("", "[]", '{"step": "x", "time": 2000}', '{"time": 2000}', '{"step": 9, "time": "x"}'):
         progress.write_text(broken)
         assert reached_step(tmp_path, 0.0) == 30
 
@@ -217,6 +230,21 @@ def test_a_restart_that_slurm_made_itself_is_noted_once(node: FakeNode) -> None:
     (lost,) = node.record("lost")
     assert (lost["restart"], lost["job_id"]) == (1, "77")
     assert len(node.record("start")) == 2
+
+
+def test_a_start_that_lost_the_job_to_a_later_one_does_not_requeue_it(node: FakeNode) -> None:
+    """Its node was cut off; when it hears of the end of its ranks, the job trains elsewhere."""
+    later = {"event": "start", "job_id": "77", "restart": 1}
+    append(node.run, {**later, "job_id": "78"})
+    node.end_ranks_with(1, step=3)
+    node.start(render(Site(), node.job()))
+    assert node.calls("scontrol")[-1] == ["requeue", "77"]
+    append(node.run, later)
+    ends = len(node.record("end"))
+    node.start(render(Site(), node.job()))
+    assert "started it anew elsewhere" in node.output.read_text()
+    assert ["requeue", "77"] not in node.calls("scontrol")
+    assert len(node.record("end")) == ends
 
 
 def test_a_job_of_a_chain_ends_at_once_when_all_steps_are_done(node: FakeNode) -> None:
