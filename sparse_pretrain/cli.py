@@ -23,6 +23,7 @@ from sparse_pretrain.cli_options import (
 )
 from sparse_pretrain.config.load import load_recipe
 from sparse_pretrain.errors import FailedError, UserError
+from sparse_pretrain.imports import quick_imports
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -110,8 +111,8 @@ def train(
         numbers = plan(settings, ranks)
         print_json(numbers) if as_json else render(settings, numbers, Console())
         return
-    from sparse_pretrain.training.run import train as run_training
-
+    with quick_imports():
+        from sparse_pretrain.training.run import train as run_training
     raise typer.Exit(run_training(settings, allow_change))
 
 

@@ -19,6 +19,7 @@ from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.loader import Slice
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import read_json, write_json, write_text
+from sparse_pretrain.imports import quick_imports
 from sparse_pretrain.preflight.start import preflight, tell_others
 from sparse_pretrain.telemetry.console import ConsoleProgress, redirect_output
 from sparse_pretrain.telemetry.metrics_log import MetricsLog
@@ -133,8 +134,9 @@ def _prepare(
     for warning in preflight(recipe, world):
         console.print(f"{label}: {warning}", soft_wrap=True)
     # DeepSpeed prints while it is imported: only now does that go to the log.
-    from sparse_pretrain.training.build import build_trainer
-    from sparse_pretrain.training.restore import restore
+    with quick_imports():
+        from sparse_pretrain.training.build import build_trainer
+        from sparse_pretrain.training.restore import restore
 
     folder = recipe.output
     callbacks: list[Callback] = [
