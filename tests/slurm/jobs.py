@@ -61,7 +61,7 @@ def cancel_all(lab: Lab) -> None:
         lab.revive_node(node)
         if lab.plan.network is not None:
             lab.heal(node)
-        if lab.node_states()[node].startswith("down"):
+        if lab.node_states()[node].startswith(("down", "drain")):
             lab.resume(node)
     lab.wait_for(lambda: set(lab.node_states().values()) == {"idle"}, 60, "idle nodes")
 

@@ -21,7 +21,7 @@ HOSTILE = "it's $(touch hacked-1) `touch hacked-2` \"; touch hacked-3; # 100 % \
 
 def launch_slurm(lab: Lab, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     # Not the one of whoever runs the tests.
-    (folder / "site.yaml").write_text("ranks_per_node: 2\n")
+    (folder / "site.yaml").write_text("{}\n")
     return subprocess.run(
         [
             sys.executable,
@@ -78,6 +78,27 @@ def test_a_run_of_hostile_names_trains_on_two_nodes_of_two_ranks_like_four_ranks
         path for place in (tmp_path, folder, run, Path.cwd(), Path.home()) for path in place.glob("hacked-?")
     ]
     assert touched == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_job_goes_on_with_fewer_nodes_when_no_more_are_left(lab: Lab, tmp_path: Path) -> None:
+    tiny_prepared(tmp_path / "data")
+    steps = ("steps=150", "pruning.end=100", "checkpoint.every=20", "evaluation.every=1000")
+    done = launch_slurm(lab, tmp_path, *steps, "output=run", "--nodes", "2", "--min-nodes", "1")
+    assert done.returncode == 0, done.stderr
+    (submitted,) = read_lines(tmp_path / "run" / "slurm" / SUBMITTED)
+    job, output = Job(lab, submitted["job_id"]), tmp_path / "run" / "slurm" / f"job-{submitted['job_id']}.out"
+    lab.wait_for(lambda: "step 20: saved" in text(output), 90, "twenty steps")
+    for node in lab.nodes[1:]:
+        lab.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
+    job.cancel("--signal=USR2")
+    job.wait_for("COMPLETED", "FAILED", seconds=90)
+    printed = text(output)
+    assert job.state == "COMPLETED", printed
+    assert f"job {job.number}, start 1: 2 ranks on {lab.nodes[0][:-1]}[" in printed
+    assert f"job {job.number}, start 2: 1 rank on {lab.nodes[0]}\n" in printed
+    assert len(losses(tmp_path / "run")) == 150
 
 
 @pytest.mark.parametrize(("name", "shown"), [("a\nb", r"'a\nb'"), ("a\x1b[31m", r"'a\x1b[31m'")])
