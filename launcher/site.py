@@ -74,24 +74,10 @@ def check_variable_value(value: object) -> object:
     return str(value) if isinstance(value, int | float) else value
 
 
-def in_home(value: str) -> str:
-    """Replace a leading `~` by the home folder.
-
-    Raises:
-        ValueError: `~name` of nobody.
-    """
-    try:
-        return expand_home(value)
-    except RuntimeError:
-        raise ValueError(
-            "~ names a home folder, and there is none of this name; write ./~ for a file"
-        ) from None
-
-
 Name = Annotated[str, Field(min_length=1)]
 TimeLimit = Annotated[str, BeforeValidator(check_time)]
 Memory = Annotated[str, BeforeValidator(check_memory)]
-HomePath = Annotated[str, Field(min_length=1), AfterValidator(in_home)]
+HomePath = Annotated[str, Field(min_length=1), AfterValidator(expand_home)]
 VariableValue = Annotated[str, BeforeValidator(check_variable_value)]
 
 

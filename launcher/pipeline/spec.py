@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from launcher.site import Memory, Name, TimeLimit
-from sparse_pretrain.config.base import Section
+from sparse_pretrain.config.base import Section, UserPath
 from sparse_pretrain.config.load import load_recipe
 
 STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -80,7 +80,7 @@ class Stage(Section):
 class Pipeline(Section):
     """Stages by name, and where what is known of them lies."""
 
-    output: Path = Field(
+    output: UserPath = Field(
         description="folder of the pipeline's own files; those of the stages lie where they say"
     )
     site: Name | None = Field(None, description="as --site, which wins over it")

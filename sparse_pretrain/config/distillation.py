@@ -1,11 +1,10 @@
 """Recipe section of knowledge distillation."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from sparse_pretrain.config.base import ModelSource, Section
+from sparse_pretrain.config.base import ModelSource, Section, UserPath
 
 Layer = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -63,7 +62,7 @@ class DistillationSection(Section):
     hidden: HiddenSection | None = None
     attention: AttentionSection | None = None
     embeddings: EmbeddingsSection | None = None
-    precomputed: Annotated[Path, AfterValidator(Path.expanduser)] | None = Field(
+    precomputed: UserPath | None = Field(
         None, description="folder made by `sparse-pretrain teacher-logits`: read it, run no teacher"
     )
     placement: Literal["replicated", "sharded"] = Field(

@@ -1,11 +1,10 @@
 """Recipe sections that say what is trained: model, data, masking."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sparse_pretrain.config.base import ModelSource, Section
+from sparse_pretrain.config.base import ModelSource, Section, UserPath
 
 Attention = Literal["auto", "sdpa", "eager"]
 
@@ -38,7 +37,7 @@ class ModelSection(Section):
 class DataSection(Section):
     """The prepared folder, and what one training batch takes from it."""
 
-    path: Path = Field(description="folder made by `sparse-pretrain data prepare`")
+    path: UserPath = Field(description="folder made by `sparse-pretrain data prepare`")
 
 
 class MaskingSection(Section):

@@ -1,11 +1,10 @@
 """The recipe of `sparse-pretrain train`: teacher preparation and student pruning are two recipes of it."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sparse_pretrain.config.base import Section
+from sparse_pretrain.config.base import Section, UserPath
 from sparse_pretrain.config.distillation import DistillationSection
 from sparse_pretrain.config.model import DataSection, MaskingSection, ModelSection
 from sparse_pretrain.config.pruning import PruningSection
@@ -26,7 +25,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 class TrainRecipe(Section):
     """Everything a pre-training run needs to know."""
 
-    output: Path = Field(description="run folder: checkpoints, logs, metrics, plots")
+    output: UserPath = Field(description="run folder: checkpoints, logs, metrics, plots")
     seed: int = Field(42, ge=0)
     steps: int = Field(ge=1, description="optimizer steps")
     precision: Precision = Field("auto", description="auto: bf16 where the hardware is fast at it")

@@ -1,11 +1,10 @@
 """Recipe sections that say how it is trained: batch, optimizer, learning rate, engine, checkpoints."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sparse_pretrain.config.base import Section
+from sparse_pretrain.config.base import Section, UserPath
 
 
 class BatchSection(Section):
@@ -55,7 +54,7 @@ class EngineSection(Section):
     """The DeepSpeed engine."""
 
     stage: Literal[1, 2, 3] = Field(2, description="ZeRO stage")
-    config: Path | None = Field(
+    config: UserPath | None = Field(
         None, description="own DeepSpeed JSON; none: the shipped one for stage and precision"
     )
 
@@ -76,7 +75,7 @@ class CheckpointSection(Section):
     asynchronous: bool = Field(
         True, description="write while training goes on; takes host memory for a copy of each rank's shards"
     )
-    local: Path | None = Field(
+    local: UserPath | None = Field(
         None,
         description="folder on a fast disk of each machine: written first, then copied to the run folder; a save "
         "that is complete there only is finished by the next start on the same machines",

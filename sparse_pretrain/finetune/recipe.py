@@ -1,11 +1,10 @@
 """The recipe of `sparse-pretrain finetune`."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from sparse_pretrain.config.base import Section
+from sparse_pretrain.config.base import Section, UserPath
 
 Kind = Literal["classification", "regression"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -121,7 +120,7 @@ class TrainingSection(Section):
 class FinetuneRecipe(Section):
     """Everything a fine-tuning run needs to know."""
 
-    output: Path = Field(description="run folder: model, metrics, resolved recipe")
+    output: UserPath = Field(description="run folder: model, metrics, resolved recipe")
     overwrite: bool = Field(False, description="replace a finished run in the output folder")
     model: str = Field(description="release, model folder, or hub name")
     seed: int = Field(42, ge=0)

@@ -117,7 +117,7 @@ def prepare(recipe: FinetuneRecipe) -> Job:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("fine-tuning runs in one process; start it without torchrun or srun")
-    output = recipe.output.expanduser()
+    output = recipe.output
     check_output(output, recipe.overwrite)
     task, training = recipe.task, recipe.training
     data = load_task(task)

@@ -17,7 +17,7 @@ def recipe_paths(recipe: BaseModel) -> list[Path]:
         if key in NOT_READ:
             continue
         if isinstance(value, Path):
-            found.append(value.expanduser().absolute())
+            found.append(value.absolute())
         elif isinstance(value, str) and value and Path(value).expanduser().exists():
             found.append(Path(value).expanduser().absolute())
     return list(dict.fromkeys(found))
