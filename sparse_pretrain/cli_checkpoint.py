@@ -93,8 +93,9 @@ def convert_command(
     Try: `sparse-pretrain checkpoint convert runs/bert-base-85 weights.safetensors --to safetensors`
     """
     from sparse_pretrain.checkpoint.convert import DTYPES, check_target, convert_to_file, convert_to_folder
-    from sparse_pretrain.checkpoint.listing import say, show_bytes
+    from sparse_pretrain.checkpoint.listing import say
     from sparse_pretrain.checkpoint.verify import choose
+    from sparse_pretrain.files import show_bytes
 
     out = out.expanduser()
     check_target(out, to.value, overwrite)

@@ -77,3 +77,11 @@ def sha256_file(path: Path) -> str:
 def sha256_json(value: Any) -> str:
     """Return the SHA-256 of a JSON-like value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def show_bytes(count: int) -> str:
+    """Return a number of bytes for people, in the unit that fits: `0.3 MB`, `1.2 TB`."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9)):
+        if count >= factor:
+            return f"{count / factor:,.1f} {unit}"
+    return f"{count / 1e6:,.1f} MB"

@@ -1,15 +1,10 @@
 """Do the fragments of all ranks make up whole parameters? Read off the shards' headers, without their values."""
 
-import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
-from sparse_pretrain.checkpoint.shards import EXTRA, FORMAT
-from sparse_pretrain.errors import UserError
+from sparse_pretrain.checkpoint.shards import open_shard
 
 # A fragment's place in the flattened parameter: first element, first element behind it.
 Span = tuple[int, int]
@@ -40,21 +35,13 @@ def read_index(path: Path) -> ShardIndex:
     Raises:
         UserError: it is not one of our shards, or truncated.
     """
-    try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"its format is {metadata.get('format')}, this program reads {FORMAT}")
-            starts, lengths = json.loads(metadata["starts"]), json.loads(metadata["lengths"])
-            spans = {}
-            for key, start in starts.items():
-                length = lengths[key] if key in lengths else file.get_slice(key).get_shape()[0]
-                kind, _, name = key.partition("/")
-                spans[kind, name] = (start, start + length)
-            extras = frozenset(key.removeprefix(EXTRA) for key in file.keys() if key.startswith(EXTRA))  # noqa: SIM118 - not a mapping
-            return ShardIndex(path, metadata["origin"], json.loads(metadata["shapes"]), spans, extras)
-    except (SafetensorError, KeyError, ValueError, AttributeError, OSError) as error:
-        raise UserError(f"{path}: not a shard of a checkpoint ({error})") from None
+    _, header = open_shard(path)
+    spans = {}
+    for key, (start, length, _) in header.fragments.items():
+        kind, _, name = key.partition("/")
+        spans[kind, name] = (start, start + length)
+    shapes = {name: list(shape) for name, shape in header.shapes.items()}
+    return ShardIndex(path, header.origin, shapes, spans, header.extras)
 
 
 def problem_with_spans(spans: Iterable[Span], total: int) -> str | None:

@@ -24,7 +24,7 @@ from sparse_pretrain.checkpoint.layout import (
     step_folder,
 )
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.files import read_json
+from sparse_pretrain.files import read_json, show_bytes
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 
 Report = dict[str, Any]
@@ -165,14 +165,6 @@ def folder_bytes(folder: Path) -> int:
         except OSError:
             continue
     return total
-
-
-def show_bytes(count: int) -> str:
-    """Return a number of bytes for people, in the unit that fits: `0.3 MB`, `1.2 TB`."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9)):
-        if count >= factor:
-            return f"{count / factor:,.1f} {unit}"
-    return f"{count / 1e6:,.1f} MB"
 
 
 def render(report: Report, console: Console) -> None:

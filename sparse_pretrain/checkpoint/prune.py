@@ -9,12 +9,12 @@ from rich.progress import DownloadColumn
 from sparse_pretrain.checkpoint.fence import read_owner, refuse_second_writer
 from sparse_pretrain.checkpoint.integrity import problem_with
 from sparse_pretrain.checkpoint.layout import STATE, saved_steps, step_folder
-from sparse_pretrain.checkpoint.listing import folder_bytes, leftovers, say, show_bytes
+from sparse_pretrain.checkpoint.listing import folder_bytes, leftovers, say
 from sparse_pretrain.checkpoint.retention import steps_to_delete
 from sparse_pretrain.checkpoint.staging import clear_leftovers, delete_old
 from sparse_pretrain.config.training import KeepSection
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.files import read_json
+from sparse_pretrain.files import read_json, show_bytes
 from sparse_pretrain.telemetry.bar import progress_bar
 
 Report = dict[str, Any]

@@ -101,6 +101,54 @@ class _Stored(NamedTuple):
     without_zeros: bool
 
 
+class Header(NamedTuple):
+    """What a shard says of itself.
+
+    Attributes:
+        origin: run and step that it belongs to.
+        shapes: whole shapes of all parameters, also of those that this rank has nothing of.
+        fragments: of each fragment, by `kind/parameter`: its first element in the flattened parameter, its length,
+            and whether it is stored without its zeros.
+        extras: names of the rank's other tensors (random-number states).
+    """
+
+    origin: str
+    shapes: dict[str, torch.Size]
+    fragments: dict[str, tuple[int, int, bool]]
+    extras: frozenset[str]
+
+
+def open_shard(path: Path) -> tuple[Any, Header]:
+    """Open a rank's file (memory-mapped; no value is read) and return it with what it says of itself.
+
+    Raises:
+        UserError: it is not one of our shards, or truncated.
+    """
+    try:
+        file = safe_open(os.fspath(path), framework="pt").__enter__()
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"its format is {metadata.get('format')}, this program reads {FORMAT}")
+        starts: dict[str, int] = json.loads(metadata["starts"])
+        lengths: dict[str, int] = json.loads(metadata["lengths"])
+        header = Header(
+            metadata["origin"],
+            {name: torch.Size(shape) for name, shape in json.loads(metadata["shapes"]).items()},
+            {
+                key: (
+                    start,
+                    lengths[key] if key in lengths else file.get_slice(key).get_shape()[0],
+                    key in lengths,
+                )
+                for key, start in starts.items()
+            },
+            frozenset(key.removeprefix(EXTRA) for key in file.keys() if key.startswith(EXTRA)),  # noqa: SIM118 - not a mapping
+        )
+    except (SafetensorError, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{path}: not a shard of a checkpoint ({error})") from None
+    return file, header
+
+
 class FragmentReader:
     """Random access to the parameters that the ranks of a checkpoint wrote together."""
 
@@ -115,34 +163,15 @@ class FragmentReader:
         self._files: list[Any] = []
         origin: str | None = None
         for path in files:
-            try:
-                file = safe_open(os.fspath(path), framework="pt").__enter__()
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"its format is {metadata.get('format')}, this program reads {FORMAT}")
-                starts: dict[str, int] = json.loads(metadata["starts"])
-                lengths: dict[str, int] = json.loads(metadata["lengths"])
-                shapes = {name: torch.Size(shape) for name, shape in json.loads(metadata["shapes"]).items()}
-                belongs_to = metadata["origin"]
-                stored = {
-                    key: _Stored(
-                        start,
-                        lengths[key] if key in lengths else file.get_slice(key).get_shape()[0],
-                        len(self._files),
-                        key in lengths,
-                    )
-                    for key, start in starts.items()
-                }
-            except (SafetensorError, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
-                raise UserError(f"{path}: not a shard of a checkpoint ({error})") from None
-            if origin not in (None, belongs_to):
+            file, header = open_shard(path)
+            if origin not in (None, header.origin):
                 raise UserError(
-                    f"{path}: belongs to {belongs_to}, the shards before it to {origin}; they cannot be mixed"
+                    f"{path}: belongs to {header.origin}, the shards before it to {origin}; they cannot be mixed"
                 )
-            origin = belongs_to
-            self.shapes.update(shapes)
-            for key, piece in stored.items():
-                self._pieces.setdefault(key, []).append(piece)
+            origin = header.origin
+            self.shapes.update(header.shapes)
+            for key, (start, length, packed) in header.fragments.items():
+                self._pieces.setdefault(key, []).append(_Stored(start, length, len(self._files), packed))
             self._files.append(file)
 
     def kinds(self, name: str) -> list[str]:

@@ -20,7 +20,7 @@ from sparse_pretrain.checkpoint.layout import (
     step_folder,
 )
 from sparse_pretrain.checkpoint.retention import steps_to_delete
-from sparse_pretrain.files import fsync_file, fsync_folder, write_json, write_text
+from sparse_pretrain.files import fsync_file, fsync_folder, show_bytes, write_json, write_text
 
 
 def prepare_staging(checkpoints: Path, step: int, claim: Claim, needed: int) -> Path:
@@ -49,12 +49,7 @@ class NotEnoughSpaceError(OSError):
     """The disk has less room than a checkpoint takes."""
 
     def __init__(self, needed: int, free: int) -> None:
-        super().__init__(f"a checkpoint takes {megabytes(needed)}, {megabytes(free)} are free")
-
-
-def megabytes(count: int) -> str:
-    """Return a number of bytes for people, in MB."""
-    return f"{count / 1e6:,.1f} MB"
+        super().__init__(f"a checkpoint takes {show_bytes(needed)}, {show_bytes(free)} are free")
 
 
 def describe_files(folder: Path) -> dict[str, FileFacts]:

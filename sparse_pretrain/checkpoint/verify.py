@@ -29,13 +29,13 @@ from sparse_pretrain.checkpoint.layout import (
     step_folder,
     weight_file,
 )
-from sparse_pretrain.checkpoint.listing import aligned, say, show_bytes
+from sparse_pretrain.checkpoint.listing import aligned, say
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
 from sparse_pretrain.checkpoint.release import candidate_classes, mismatch
 from sparse_pretrain.checkpoint.shards import MASTER, FragmentReader
 from sparse_pretrain.checkpoint.store import read_masks
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.files import read_json
+from sparse_pretrain.files import read_json, show_bytes
 from sparse_pretrain.models.projections import is_projection
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 from sparse_pretrain.telemetry.bar import progress_bar

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from sparse_pretrain.checkpoint.checksum import checksum_file
 from sparse_pretrain.checkpoint.coverage import problem_with_spans
-from sparse_pretrain.checkpoint.listing import aligned, show_bytes
+from sparse_pretrain.checkpoint.listing import aligned
 from sparse_pretrain.checkpoint.tensor_file import LazyTensor, write_tensors
+from sparse_pretrain.files import show_bytes
 
 
 @given(st.integers(1, 50), st.sets(st.integers(1, 49)), st.randoms())
