@@ -45,7 +45,7 @@ def main() -> int:
     if tally.clean and settings.workdir is None:
         shutil.rmtree(workdir)
     elif not tally.clean:
-        print(f"the runs that failed are in {workdir}")
+        print(f"the runs to look at are in {workdir}")
     print(f"{len(planned)} faults, {len(tally.lost)} lost, {len(tally.corrupt)} corrupt")
     return 0 if tally.clean else 1
 

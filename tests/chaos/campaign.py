@@ -231,6 +231,9 @@ class Campaign:
 
     def _judge_full_disk(self, struck: Struck) -> None:
         """A full disk is told in one line, with the exit code of what the user can mend."""
+        if struck.code == FINISHED:
+            # It was filled too late: what was left to save still found room.
+            return
         lines = [line for line in struck.printed.splitlines() if not PROGRESS.match(line)]
         if struck.code != NO_ROOM or len(lines) != 1:
             self.tally.untidy.append(
