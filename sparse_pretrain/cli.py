@@ -160,22 +160,33 @@ def launch_local_command(
             "not where OMP_PROC_BIND or OMP_PLACES is set or ranks outnumber cores",
         ),
     ] = True,
+    redo: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer evaluates the annotation
+        typer.Option(help="of a pipeline: do this stage anew although it is done; repeatable"),
+    ] = None,
 ) -> None:
     """Start `train` on several ranks of this machine.
+
+    A file with `stages` is a pipeline: its stages run here one after the other; what is done is not done again.
 
     Example: `sparse-pretrain launch local bert-base-85 --nproc 8 engine.stage=1`
     """
     from launcher.environment import find_machine
     from launcher.local import launch_local
+    from launcher.pipeline.spec import is_pipeline
     from sparse_pretrain.checkpoint.fence import refuse_second_writer
     from sparse_pretrain.checkpoint.layout import CHECKPOINTS
     from sparse_pretrain.config.recipe import TrainRecipe
 
+    ranks = nproc or max(1, len(find_machine().gpus))
+    if is_pipeline(recipe):
+        from launcher.cli_slurm import launch_pipeline_here
+
+        raise typer.Exit(launch_pipeline_here(recipe, overrides or [], ranks, bind, redo or []))
     settings = load_recipe(recipe, overrides or [], TrainRecipe)
     # Before ranks make log files in a folder that another run writes to.
     refuse_second_writer(settings.output / CHECKPOINTS)
     command = ["train", recipe, *(overrides or []), *(["--allow-change"] if allow_change else [])]
-    ranks = nproc or max(1, len(find_machine().gpus))
     raise typer.Exit(launch_local(command, ranks, settings.output, bind=bind))
 
 

@@ -30,7 +30,8 @@ def plan_pipeline(stages: Sequence[StageJob], output: Path, redo: Sequence[str] 
     """
     check_redo(stages, redo)
     record = read_record(output)
-    living, outdated = living_elements(stages, record, my_jobs() if record is not None else None)
+    jobs = my_jobs() if record is not None and record.has_jobs else None
+    living, outdated = living_elements(stages, record, jobs)
     done = {path for stage in stages if stage.name not in redo for path in done_files(stage)}
     return decide(stages, done, living, outdated)
 

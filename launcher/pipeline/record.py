@@ -1,13 +1,14 @@
 """`OUTPUT/pipeline.json`: what was submitted for each stage, for `launch status` and for the next `launch slurm`."""
 
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from launcher.pipeline.spec import is_pipeline, load_pipeline
+from launcher.pipeline.stages import StageJob
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import read_json, write_json
 
@@ -55,6 +56,11 @@ class PipelineRecord:
     folder: str
     stages: Mapping[str, StageRecord] = field(default_factory=dict)
 
+    @property
+    def has_jobs(self) -> bool:
+        """Whether anything of it was ever submitted to SLURM."""
+        return any(element.job_id is not None for stage in self.stages.values() for element in stage.elements)
+
 
 def find_pipeline(path: Path) -> Path | None:
     """Return the folder of the pipeline that an argument names, by its folder or its file; None if it names none.
@@ -97,6 +103,27 @@ def stage_record(values: Mapping[str, Any]) -> StageRecord:
 def write_record(output: Path, record: PipelineRecord) -> None:
     """Write the file anew, whole or not at all."""
     write_json(output / RECORD, asdict(record))
+
+
+def new_record(file: str, stages: Sequence[StageJob], before: PipelineRecord | None) -> PipelineRecord:
+    """Return the record of a pipeline as it is defined now; what is known of unchanged elements stays."""
+    earlier = before.stages.values() if before is not None else ()
+    known = {element.done: element for stage in earlier for element in stage.elements}
+    return PipelineRecord(
+        str(Path(file).absolute()),
+        str(stages[0].folder),
+        {
+            stage.name: StageRecord(
+                stage.needs,
+                str(stage.train.output) if stage.train is not None else None,
+                tuple(
+                    known.get(str(element.done), ElementRecord(element.name, str(element.done)))
+                    for element in stage.elements
+                ),
+            )
+            for stage in stages
+        },
+    )
 
 
 @contextmanager

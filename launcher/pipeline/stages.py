@@ -4,7 +4,7 @@ import itertools
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,13 +74,19 @@ class StageJob:
     chain: int = 0
 
 
-def stage_jobs(pipeline: Pipeline, site: str | None, folder: Path) -> list[StageJob]:
+def stage_jobs(
+    pipeline: Pipeline,
+    site: str | None,
+    folder: Path,
+    find_site: Callable[[str | None], tuple[Site, str | None]] = load_site,
+) -> list[StageJob]:
     """Return a pipeline's stages, each after all that it needs.
 
     Args:
         pipeline: what was asked for.
         site: as `--site`; None: the pipeline's own.
         folder: where relative paths start.
+        find_site: returns a site's settings and its file by its name.
 
     Raises:
         UserError: a site or recipe is wrong, or two stages write to one folder; naming the stage.
@@ -90,7 +96,7 @@ def stage_jobs(pipeline: Pipeline, site: str | None, folder: Path) -> list[Stage
     for name in in_order(pipeline.stages):
         stage = pipeline.stages[name]
         try:
-            settings, site_file = load_site(stage.site or site or pipeline.site)
+            settings, site_file = find_site(stage.site or site or pipeline.site)
             make = train_stage if stage.train is not None else command_stage
             jobs.append(make(name, stage, settings, site_file, output, folder.absolute()))
         except UserError as error:

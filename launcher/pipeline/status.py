@@ -87,7 +87,8 @@ def describe_pipeline(
     jobs: dict[str, Job] = {}
     problem = None
     try:
-        jobs = {job.id: job for job in find_my_jobs(environment)}
+        if record.has_jobs:
+            jobs = {job.id: job for job in find_my_jobs(environment)}
     except SlurmError as error:
         problem = str(error)
     folders = [Path(stage.run) for stage in record.stages.values() if stage.run is not None]

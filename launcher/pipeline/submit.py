@@ -8,9 +8,8 @@ from launcher.job import SLURM_FOLDER
 from launcher.pipeline.look import plan_pipeline
 from launcher.pipeline.plan import Decision
 from launcher.pipeline.record import (
-    ElementRecord,
     PipelineRecord,
-    StageRecord,
+    new_record,
     only_one_launch,
     read_record,
     write_record,
@@ -113,27 +112,6 @@ def submit_stage(decision: Decision, script: str, needs: Sequence[str], say: Say
         return submit(stage.site, stage.site_file, stage.train, stage.chain, force, needs, say)[-1].job_id
     path = write_script(stage.output / SLURM_FOLDER, script, f"{stage.name}.sbatch")
     return submit_script(["sbatch", "--parsable", *dependency(needs), str(path)], stage.folder)
-
-
-def new_record(file: str, stages: Sequence[StageJob], before: PipelineRecord | None) -> PipelineRecord:
-    """Return the record of a pipeline as it is defined now; what is known of unchanged elements stays."""
-    earlier = before.stages.values() if before is not None else ()
-    known = {element.done: element for stage in earlier for element in stage.elements}
-    return PipelineRecord(
-        str(Path(file).absolute()),
-        str(stages[0].folder),
-        {
-            stage.name: StageRecord(
-                stage.needs,
-                str(stage.train.output) if stage.train is not None else None,
-                tuple(
-                    known.get(str(element.done), ElementRecord(element.name, str(element.done)))
-                    for element in stage.elements
-                ),
-            )
-            for stage in stages
-        },
-    )
 
 
 def with_job(record: PipelineRecord, decision: Decision, number: str) -> PipelineRecord:
