@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from launcher.rank import die_with_launcher
+from launcher.rank import before_the_program
 from sparse_pretrain.checkpoint.layout import CHECKPOINTS, MANIFEST, PARTIAL
 
 REPOSITORY = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ class Start:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                preexec_fn=die_with_launcher(),
+                preexec_fn=before_the_program(frozenset()),
             )
 
     def ranks(self) -> list[psutil.Process]:

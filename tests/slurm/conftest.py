@@ -1,6 +1,7 @@
 """One cluster for all tests; where SLURM is missing they are skipped, in CI they fail."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +24,19 @@ def slurm_installed() -> None:
 
 
 @pytest.fixture(scope="session")
-def running_lab(slurm_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with slurm_lab(tmp_path_factory.mktemp("lab"), nodes=3, namespaces=find_isolation() == AS_ROOT) as lab:
+def running_lab(slurm_installed: None) -> Iterator[Lab]:
+    with (
+        tempfile.TemporaryDirectory(prefix="lab-", dir="/tmp") as folder,
+        slurm_lab(Path(folder) / "lab", nodes=3, namespaces=find_isolation() == AS_ROOT) as lab,
+    ):
         yield lab
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder in which the sockets of a cluster have room: pytest's own paths are too long for some."""
+    with tempfile.TemporaryDirectory(prefix="lab-", dir="/tmp") as name:
+        yield Path(name)
 
 
 @pytest.fixture

@@ -80,10 +80,10 @@ def test_a_killed_node_goes_down_and_its_job_starts_again(lab: Lab, tmp_path: Pa
     lab.kill_node("node2")
     assert lab.processes("node2") == set()
     # SLURM finds out by itself, and gives the job back to the queue.
-    lab.wait_for(lambda: lab.node_states()["node2"].startswith("down"), 60, "node2 down")
-    job.wait_for("PENDING")
+    lab.wait_for(lambda: lab.node_states()["node2"].startswith("down"), 150, "node2 down")
+    job.wait_for("PENDING", seconds=120)
     lab.revive_node("node2")
-    job.wait_for("RUNNING")
+    job.wait_for("RUNNING", seconds=120)
     lab.wait_for(lambda: text(output).count("start") == 2, 20, "the second start")
     assert job.restarts == 1
 
@@ -112,23 +112,23 @@ def test_a_node_that_was_cut_off_works_on_and_comes_back(cuttable_lab: Lab, tmp_
     assert lab.run("srun", "--nodelist=node3", "hostname").strip() == "node3"
 
 
-def test_two_clusters_at_once_do_not_meet(lab: Lab, tmp_path: Path) -> None:
-    with slurm_lab(tmp_path / "other", nodes=1, gpus=2) as other:
+def test_two_clusters_at_once_do_not_meet(lab: Lab, short_path: Path) -> None:
+    with slurm_lab(short_path / "other", nodes=1, gpus=2) as other:
         assert other.nodes == ("node1",)
         job = submit(other, "--gres=gpu:2", "--output=/dev/null", "--wrap=true")
         assert lab.run("squeue", "--noheader") == ""
         assert job.wait_for("COMPLETED") == "COMPLETED"
         assert other.run("srun", "--gres=gpu:1", "printenv", "CUDA_VISIBLE_DEVICES").strip() == "0"
-    assert processes_of(tmp_path / "other") == []
+    assert processes_of(short_path / "other") == []
     assert lab.run("srun", "hostname").strip() in lab.nodes
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_when_the_one_who_started_it_is_interrupted(
-    slurm_installed: None, number: signal.Signals, tmp_path: Path
+    slurm_installed: None, number: signal.Signals, short_path: Path
 ) -> None:
     namespaces = find_isolation() == AS_ROOT
-    folder = tmp_path / "lab"
+    folder = short_path / "lab"
     owner = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder), str(namespaces)],
         stdout=subprocess.PIPE,
@@ -151,9 +151,9 @@ def test_nothing_is_left_when_the_one_who_started_it_is_interrupted(
 
 
 def test_the_command_says_how_to_use_a_cluster_and_ends_it(
-    slurm_installed: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    slurm_installed: None, short_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "lab"
+    folder = short_path / "lab"
     try:
         began = time.monotonic()
         assert main(["up", str(folder), "--nodes=2"]) == 0
