@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+from data_prep.documents import Drop
+
 # Control characters, soft hyphens, zero-width spaces, direction marks, byte-order marks and lone
 # surrogates carry no text. The zero-width joiners U+200C and U+200D do, in Persian and Indic scripts.
 INVISIBLE = re.compile(
@@ -16,6 +18,13 @@ def clean(text: str) -> str:
     visible = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
     paragraphs = (" ".join(line.split()) for line in visible.splitlines())
     return "\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def long_enough(text: str, minimum: int) -> str | Drop:
+    """Return the text, or that there is none, or fewer than `minimum` characters."""
+    if not text:
+        return Drop.NO_TEXT
+    return text if len(text) >= minimum else Drop.TOO_SHORT
 
 
 def unwrap(text: str) -> str:
