@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+import ftfy
+
 from data_prep.documents import Drop
 
 # Control characters, soft hyphens, zero-width spaces, direction marks, byte-order marks and lone
@@ -10,6 +12,7 @@ from data_prep.documents import Drop
 INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff\ud800-\udfff]"
 )
+REPAIRS = ftfy.TextFixerConfig(uncurl_quotes=False, fix_latin_ligatures=False, fix_character_width=False)
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 
 
@@ -25,6 +28,11 @@ def long_enough(text: str, minimum: int) -> str | Drop:
     if not text:
         return Drop.NO_TEXT
     return text if len(text) >= minimum else Drop.TOO_SHORT
+
+
+def repair_unicode(text: str) -> str:
+    """Undo wrong decodings ("cafÃ©"), HTML entities and terminal codes; quotes and ligatures stay as they are."""
+    return ftfy.fix_text(text, REPAIRS)
 
 
 def unwrap(text: str) -> str:

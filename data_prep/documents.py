@@ -32,6 +32,7 @@ class Drop(Enum):
 class Fault(Enum):
     """What is wrong with a source whose good parts are used all the same; the values are the manifest's keys."""
 
+    REPAIRED_UNICODE = "repaired_unicode"
     DAMAGED_BLOCK = "damaged_block"
     TRUNCATED = "truncated"
     BAD_ENCODING = "bad_encoding"

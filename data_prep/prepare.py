@@ -13,7 +13,7 @@ from data_prep.progress import StageProgress, describe_counts, describe_source, 
 from data_prep.recipe import PrepareRecipe
 from data_prep.resume import finished_before
 from data_prep.row_stage import build_rows
-from data_prep.selection import Selection, select
+from data_prep.selection import Selection, document_at, select
 from data_prep.sources.base import Source
 from data_prep.sources.open import open_source
 from data_prep.staging import staging_folder
@@ -33,6 +33,8 @@ LIBRARIES = (
     "transformers",
     "pyarrow",
 )
+DROPPED_FILE = "dropped.json"
+SAMPLE_TOKENS = 40
 DISK_ERRORS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
@@ -141,10 +143,7 @@ def build(
         )
     check_rows(recipe, entries, splits)
     tokenizer.save(folder / "tokenizer")
-    write_json(
-        folder / "dropped.json",
-        {work.source.name: tally.samples for work, tally in zip(works, selection.tallies, strict=True)},
-    )
+    write_json(folder / DROPPED_FILE, samples_of_dropped(works, selection, tokenizer))
     return Manifest(
         format=recipe.format,
         sequence_length=recipe.sequence_length,
@@ -157,6 +156,23 @@ def build(
         settings=recipe.row_settings(),
         versions={library: version(library) for library in LIBRARIES},
     ).with_fingerprint()
+
+
+def samples_of_dropped(
+    works: Sequence[SourceWork], selection: Selection, tokenizer: LoadedTokenizer
+) -> dict[str, dict[str, list[str]]]:
+    """Return by source and reason how a few of the dropped documents begin; duplicates as their tokens read."""
+    samples: dict[str, dict[str, list[str]]] = {}
+    for work, tally, duplicates in zip(works, selection.tallies, selection.duplicates, strict=True):
+        own = samples.setdefault(work.source.name, {})
+        own |= tally.samples
+        for reason, numbers in duplicates.items():
+            if numbers:
+                documents = [document_at(selection.units, number) for number in numbers]
+                own[reason.value] = [
+                    tokenizer.tokenizer.decode(one.tokens[:SAMPLE_TOKENS]) for one in documents
+                ]
+    return samples
 
 
 def describe_sources(

@@ -51,7 +51,7 @@ def describe_source(name: str, tally: Tally) -> str:
     """Return a source's line: what was kept, what was dropped and why, what was damaged."""
     line = f"{name}: {tally.documents:,} documents, {tally.characters:,} characters"
     line += f"; dropped {describe_counts([tally.dropped])}" if tally.dropped else ""
-    return line + (f"; DAMAGED, the rest is used: {describe_counts([tally.faults])}" if tally.faults else "")
+    return line + (f"; faults, the rest is used: {describe_counts([tally.faults])}" if tally.faults else "")
 
 
 def describe_counts(counts: Sequence[Mapping[str, int]]) -> str:

@@ -91,6 +91,23 @@ SourceSection = Annotated[
 ]
 
 
+class CleaningSection(Section):
+    """What else is done to the text; all of it optional."""
+
+    repair_unicode: bool = Field(False, description="undo wrong decodings: `cafÃ©` becomes `café`")
+    languages: list[str] = Field(
+        [], description="ISO 639-1 codes; documents in others are dropped; empty: all stay"
+    )
+
+    @field_validator("languages")
+    @classmethod
+    def _are_codes(cls, languages: list[str]) -> list[str]:
+        wrong = [code for code in languages if not (len(code) == 2 and code.isalpha() and code.islower())]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is no ISO 639-1 code, such as en or de")
+        return languages
+
+
 class PairsSection(Section):
     """Segment pairs with next-sentence labels (Devlin et al. 2019, appendix A.2)."""
 
@@ -131,7 +148,10 @@ class PrepareRecipe(Section):
     minimum_characters: int = Field(100, ge=0, description="shorter documents are dropped")
     maximum_characters: int = Field(10_000_000, ge=1, description="longer documents are dropped")
     drop_duplicates: bool = Field(True, description="drop documents whose text came before")
-    drop_near_duplicates: bool = Field(False, description="drop documents that are nearly an earlier one")
+    drop_near_duplicates: bool = Field(
+        False, description="drop documents that share most of their word sequences with an earlier one"
+    )
+    cleaning: CleaningSection = CleaningSection()
     pairs: PairsSection = PairsSection()
     packed: PackedSection = PackedSection()
     rows_per_shard: int = Field(65_536, ge=1)
@@ -155,7 +175,8 @@ class PrepareRecipe(Section):
 
     def text_settings(self) -> dict[str, Any]:
         """Return the settings that decide the tokenized documents."""
-        return self.model_dump(mode="json", include={"minimum_characters", "maximum_characters"})
+        keys = {"minimum_characters", "maximum_characters", "drop_near_duplicates", "cleaning"}
+        return self.model_dump(mode="json", include=keys)
 
     def row_settings(self) -> dict[str, Any]:
         """Return the settings that decide the rows: all but where to write and how many work on it."""

@@ -5,15 +5,16 @@ Everything here is arrays with a number a document: 10 million documents take so
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.documents import Drop
+from data_prep.documents import Document, Drop
 from data_prep.near_duplicates import near_duplicates
-from data_prep.token_files import read_columns, read_counts
+from data_prep.token_files import SAMPLES, read_columns, read_counts, read_documents
 
 
 class Tally(NamedTuple):
@@ -41,12 +42,14 @@ class Selection(NamedTuple):
     Attributes:
         units: in the recipe's order.
         keep: bool [documents].
+        duplicates: by source and reason the first few documents that another one makes superfluous.
         tallies: of each source.
     """
 
     units: list[Unit]
     keep: NDArray[np.bool_]
     tallies: list[Tally]
+    duplicates: list[dict[Drop, list[int]]]
 
 
 def select(sources: Sequence[Sequence[Path]], drop_duplicates: bool, drop_near_duplicates: bool) -> Selection:
@@ -76,15 +79,22 @@ def select(sources: Sequence[Sequence[Path]], drop_duplicates: bool, drop_near_d
         for path, start, count in zip(files, starts, counts, strict=False)
     ]
     tallies = []
+    duplicates = []
     at = 0
     for paths in sources:
         rows = slice(int(starts[at]), int(starts[at + len(paths)]))
         at += len(paths)
+        duplicates.append(
+            {
+                reason: (np.flatnonzero(which[rows])[:SAMPLES] + rows.start).tolist()
+                for reason, which in reasons.items()
+            }
+        )
         own_reasons = {reason: int(which[rows].sum()) for reason, which in reasons.items()}
         tallies.append(
             tally(paths, int(keep[rows].sum()), int(characters[rows][keep[rows]].sum()), own_reasons)
         )
-    return Selection(units, keep, tallies)
+    return Selection(units, keep, tallies, duplicates)
 
 
 def is_first(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -114,6 +124,12 @@ def tally(paths: Sequence[Path], documents: int, characters: int, reasons: dict[
         dropped.update(counts["dropped"])
         faults.update(counts["faults"])
         for reason, texts in counts["samples"].items():
-            samples[reason] = (samples.get(reason, []) + texts)[:3]
+            samples[reason] = (samples.get(reason, []) + texts)[:SAMPLES]
     in_order = {reason.value: dropped[reason.value] for reason in Drop if dropped[reason.value]}
     return Tally(documents, characters, in_order, dict(sorted(faults.items())), samples)
+
+
+def document_at(units: Sequence[Unit], number: int) -> Document:
+    """Return one of all the documents."""
+    unit = next(one for one in units if one.first <= number < one.first + one.documents)
+    return next(islice(read_documents(unit.path), number - unit.first, None))

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 from datatrove.pipeline.base import PipelineStep
 
-from data_prep.clean import clean, long_enough
+from data_prep.clean import clean, long_enough, repair_unicode
+from data_prep.documents import Fault
 from data_prep.engine import Engine, Job
+from data_prep.language import in_languages
 from data_prep.progress import StageProgress
 from data_prep.recipe import PrepareRecipe
 from data_prep.sources.base import Source, Unit
@@ -78,11 +80,18 @@ def text_pipeline(
     recipe: PrepareRecipe, work: SourceWork, definition: Path, vocabulary_size: int
 ) -> list[PipelineStep]:
     """Return the steps from raw documents to a file of tokens."""
+    wanted = frozenset(recipe.cleaning.languages)
     return [
         ReadUnit(work.source, work.units, recipe.maximum_characters),
         Text("extract", work.source.extract),
+        *(
+            [Text("unicode", repair_unicode, Fault.REPAIRED_UNICODE)]
+            if recipe.cleaning.repair_unicode
+            else []
+        ),
         Text("clean", clean),
         Text("length", partial(long_enough, minimum=recipe.minimum_characters)),
-        Tokenize(definition, vocabulary_size),
+        *([Text("language", partial(in_languages, languages=wanted))] if wanted else []),
+        Tokenize(definition, vocabulary_size, recipe.drop_near_duplicates),
         WriteTokens(work.folder, vocabulary_size),
     ]

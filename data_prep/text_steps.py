@@ -14,6 +14,7 @@ from datatrove.data import Document as Item
 from datatrove.pipeline.base import PipelineStep
 
 from data_prep.documents import Drop, Fault, Raw, identify
+from data_prep.near_duplicates import bands_of
 from data_prep.sentences import split_sentences
 from data_prep.sources.base import Source, Unit, beginning
 from data_prep.token_files import TokenFileWriter
@@ -48,7 +49,7 @@ class ReadUnit(PipelineStep):
 
 
 def as_item(raw: Raw, name: str, maximum_characters: int) -> Item:
-    """Return a raw document in datatrove's form; `drop` and `fault` stand in its metadata."""
+    """Return a raw document in datatrove's form; `drop` and `faults` stand in its metadata."""
     drop = raw.drop
     text = raw.text
     if drop is None and len(text) > maximum_characters:
@@ -57,7 +58,11 @@ def as_item(raw: Raw, name: str, maximum_characters: int) -> Item:
     return Item(
         text=text if drop is None else beginning(text),
         id=name,
-        metadata={"drop": drop, "fault": raw.fault, "is_document": not is_only_fault},
+        metadata={
+            "drop": drop,
+            "faults": [] if raw.fault is None else [raw.fault],
+            "is_document": not is_only_fault,
+        },
     )
 
 
@@ -66,11 +71,12 @@ class Text(PipelineStep):
 
     type = "text"
 
-    def __init__(self, name: str, function: TextFunction) -> None:
-        """`function` must be pure and picklable."""
+    def __init__(self, name: str, function: TextFunction, counts: Fault | None = None) -> None:
+        """`function` must be pure and picklable; documents that it changes are counted as `counts`, if given."""
         super().__init__()
         self.name = name
         self.function = function
+        self.counts = counts
 
     def run(self, data: Items | None, rank: int = 0, world_size: int = 1) -> Items:
         """Yield every document, changed or dropped."""
@@ -82,6 +88,8 @@ class Text(PipelineStep):
                     drop(item, result)
                     self.stat_update(f"dropped_{result.value}")
                 else:
+                    if self.counts is not None and result != item.text:
+                        item.metadata["faults"].append(self.counts)
                     item.text = result
             yield item
 
@@ -92,9 +100,10 @@ class Tokenize(PipelineStep):
     type = "tokens"
     name = "sentences and tokens"
 
-    def __init__(self, tokenizer_file: Path, vocabulary_size: int) -> None:
-        """`tokenizer_file`: the fast tokenizer's JSON."""
+    def __init__(self, tokenizer_file: Path, vocabulary_size: int, with_bands: bool) -> None:
+        """`tokenizer_file`: the fast tokenizer's JSON; `with_bands`: also compute `near_duplicates.bands_of`."""
         super().__init__()
+        self.with_bands = with_bands
         self.tokenizer_file = tokenizer_file
         self.vocabulary_size = vocabulary_size
 
@@ -114,6 +123,8 @@ class Tokenize(PipelineStep):
                         "sentence_ends": ends,
                         "identity": identify(item.text),
                     }
+                    if self.with_bands:
+                        item.metadata["bands"] = bands_of(tokens)
                     self.stat_update("tokens", value=len(tokens))
             yield from batch
 
@@ -135,8 +146,7 @@ class WriteTokens(PipelineStep):
         with TokenFileWriter(unit_file(self.folder, rank), self.vocabulary_size) as writer:
             for item in data or ():
                 meta = item.metadata
-                fault: Fault | None = meta["fault"]
-                if fault is not None:
+                for fault in meta["faults"]:
                     writer.note(fault)
                 if not meta["is_document"]:
                     continue
