@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
+from data_prep.cli import tokenizer_app
 from launcher import cli_doctor, cli_slurm, cli_watch
 from sparse_pretrain import __version__
 from sparse_pretrain.cli_checkpoint import app as checkpoint_app
@@ -38,6 +39,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Raw text to packed token shar
 launch_app = typer.Typer(no_args_is_help=True, help="Start the ranks of a run.")
 bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks: ratios measured side by side in one run.")
 app.add_typer(data_app, name="data")
+app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(launch_app, name="launch")
 app.add_typer(bench_app, name="bench")
 app.add_typer(checkpoint_app, name="checkpoint")
