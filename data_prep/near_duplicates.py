@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from data_prep.documents import Tokens
 from data_prep.token_files import read_columns
@@ -66,6 +64,10 @@ def near_duplicates(files: Sequence[Path], keep: NDArray[np.bool_]) -> NDArray[n
         files: of the tokenized documents, with bands.
         keep: bool [documents], which ones to look at.
     """
+    # Half a second to import, which every worker would spend.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     position = np.flatnonzero(keep)
     firsts: list[NDArray[np.int64]] = []
     seconds: list[NDArray[np.int64]] = []

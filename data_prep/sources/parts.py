@@ -110,7 +110,7 @@ def cut(path: Path, total: int) -> list[Part]:
     if packing in (Packing.PLAIN, Packing.BZIP2):
         # bzip2 makes some four bytes of text out of one.
         scale = 1 if packing is Packing.PLAIN else 4
-        step = unit_size(total, CHUNK // scale, 64 * CHUNK // scale)
+        step = unit_size(total, 2 * CHUNK // scale, 64 * CHUNK // scale)
         starts = range(0, max(size, 1), step)
         return [
             Part(path, packing, start, min(start + step, size), min(step, size - start)) for start in starts

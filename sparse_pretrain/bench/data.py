@@ -32,7 +32,7 @@ LOADER_BATCH = 256
 class DataBenchSettings(Section):
     """What is measured."""
 
-    megabytes: float = Field(20.0, gt=0, description="of text, in the comparison with the map over rows")
+    megabytes: float = Field(40.0, gt=0, description="of text, in the comparison with the map over rows")
     memory_megabytes: float = Field(
         20.0, gt=0, description="of text; peak memory is compared with 8 times as much"
     )
