@@ -58,16 +58,33 @@ def recipes_command() -> None:
 
 @data_app.command("prepare")
 def data_prepare(
-    recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="run the tasks on a cluster; this process waits for them")
+    ] = False,
+    site: cli_slurm.SiteOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn raw sources into packed shards and `manifest.json`.
+
+    Killed at any moment, the same command continues. With `--slurm` every stage is an array job, on folders that all
+    nodes see.
 
     Example: `sparse-pretrain data prepare data-wikipedia-books-512 output=data/wiki-books-512`
     """
     from data_prep.prepare import prepare
     from data_prep.recipe import PrepareRecipe
 
-    manifest = prepare(load_recipe(recipe, overrides or [], PrepareRecipe), Console(stderr=as_json))
+    settings = load_recipe(recipe, overrides or [], PrepareRecipe)
+    engine = None
+    if slurm or site is not None:
+        from data_prep.engine_slurm import SlurmEngine
+        from launcher.prepare_site import slurm_settings
+        from launcher.site import load_site
+
+        engine = SlurmEngine(slurm_settings(load_site(site)[0]))
+    manifest = prepare(settings, Console(stderr=as_json), engine)
     if as_json:
         print_json(manifest.model_dump(mode="json"))
 

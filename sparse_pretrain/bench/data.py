@@ -91,6 +91,8 @@ def measure(text: Path, tokenizer: str, settings: DataBenchSettings, folder: Pat
         "padded_fill": read_manifest(folder / "pairs").fill("train"),
         "prepare_mb_per_s": size / seconds,
         "map_mb_per_s": size / theirs["seconds"],
+        "prepare_core_s": sum(one["core_seconds"] for one in ours) / len(ours),
+        "map_core_s": theirs["core_seconds"],
         "worker_gib": memory[1]["worker_bytes"] / 2**30,
         "text_mb": size,
         "memory_text_mb": large.stat().st_size / 1e6,

@@ -145,7 +145,11 @@ def main() -> None:
     """Measure what the command line names and leave the result beside the arguments."""
     kind, place = sys.argv[1], Path(sys.argv[2])
     measures = {"prepare": measure_prepare, "map": measure_map, "tokenize": measure_tokenize}
-    write_json(place / "result.json", measures[kind](read_json(place / "arguments.json")))
+    result = measures[kind](read_json(place / "arguments.json"))
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    write_json(
+        place / "result.json", result | {"core_seconds": sum(one.ru_utime + one.ru_stime for one in used)}
+    )
 
 
 if __name__ == "__main__":
