@@ -24,7 +24,7 @@ def tokenizer_train(
 ) -> None:
     """Train WordPiece, unigram or BPE on a recipe's sources; the folder loads with `AutoTokenizer`.
 
-    Example: `sparse-pretrain tokenizer train tokenizer.yaml output=data/tokenizer algorithm=unigram`
+    The recipe names `output`, `sources` as in `data prepare`, `algorithm` and `vocabulary_size`.
     """
     from data_prep.train_tokenizer import TokenizerRecipe, train_tokenizer
 
