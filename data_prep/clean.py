@@ -3,11 +3,16 @@
 import re
 import unicodedata
 
+import ftfy
+
+from data_prep.documents import Drop
+
 # Control characters, soft hyphens, zero-width spaces, direction marks, byte-order marks and lone
 # surrogates carry no text. The zero-width joiners U+200C and U+200D do, in Persian and Indic scripts.
 INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff\ud800-\udfff]"
 )
+REPAIRS = ftfy.TextFixerConfig(uncurl_quotes=False, fix_latin_ligatures=False, fix_character_width=False)
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 
 
@@ -16,6 +21,18 @@ def clean(text: str) -> str:
     visible = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
     paragraphs = (" ".join(line.split()) for line in visible.splitlines())
     return "\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def long_enough(text: str, minimum: int) -> str | Drop:
+    """Return the text, or that there is none, or fewer than `minimum` characters."""
+    if not text:
+        return Drop.NO_TEXT
+    return text if len(text) >= minimum else Drop.TOO_SHORT
+
+
+def repair_unicode(text: str) -> str:
+    """Undo wrong decodings ("cafÃ©"), HTML entities and terminal codes; quotes and ligatures stay as they are."""
+    return ftfy.fix_text(text, REPAIRS)
 
 
 def unwrap(text: str) -> str:

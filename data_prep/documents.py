@@ -22,7 +22,35 @@ class Drop(Enum):
     DISAMBIGUATION = "disambiguation"
     NO_TEXT = "no_text"
     TOO_SHORT = "too_short"
+    TOO_LONG = "too_long"
+    DAMAGED = "damaged"
+    OTHER_LANGUAGE = "other_language"
     DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near_duplicate"
+
+
+class Fault(Enum):
+    """What is wrong with a source whose good parts are used all the same; the values are the manifest's keys."""
+
+    REPAIRED_UNICODE = "repaired_unicode"
+    DAMAGED_BLOCK = "damaged_block"
+    TRUNCATED = "truncated"
+    BAD_ENCODING = "bad_encoding"
+    UNREADABLE_FILE = "unreadable_file"
+
+
+class Raw(NamedTuple):
+    """A document as a source gives it.
+
+    Attributes:
+        text: before extraction; of a dropped document its title or beginning, for the sample.
+        drop: why there is no document, where that is clear already.
+        fault: damage met while this document was read; a place without a document has `drop` DAMAGED.
+    """
+
+    text: str = ""
+    drop: Drop | None = None
+    fault: Fault | None = None
 
 
 class Document(NamedTuple):

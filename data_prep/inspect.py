@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.progress import tell
-from data_prep.tally import describe_drops
+from data_prep.progress import describe_counts, tell
 from data_prep.tokenizer import LoadedTokenizer, load_tokenizer
 from sparse_pretrain.data.manifest import Manifest, Shard, read_manifest
 from sparse_pretrain.data.shards import map_shard
@@ -175,7 +174,7 @@ def sources_table(sources: list[dict[str, Any]]) -> Table:
     table.add_column("dropped")
     for source in sources:
         counts = (f"{source['documents']:,}", f"{source['characters']:,}")
-        table.add_row(source["name"], source["kind"], *counts, describe_drops([source["dropped"]]))
+        table.add_row(source["name"], source["kind"], *counts, describe_counts([source["dropped"]]))
     return table
 
 

@@ -1,57 +1,61 @@
 """The whole of data preparation: from a recipe to a prepared folder."""
 
-from collections.abc import Iterable, Iterator
-from functools import partial
+import errno
+import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
 
 from rich.console import Console
 
-from data_prep.documents import Document, Drop, split_of
-from data_prep.parallel import Workers
-from data_prep.progress import SourceProgress, tell
+from data_prep.engine import Engine, LocalEngine
+from data_prep.progress import StageProgress, describe_counts, describe_source, tell
 from data_prep.recipe import PrepareRecipe
 from data_prep.resume import finished_before
+from data_prep.row_stage import build_rows
+from data_prep.selection import Selection, document_at, select
 from data_prep.sources.base import Source
 from data_prep.sources.open import open_source
-from data_prep.split_output import SplitOutput
 from data_prep.staging import staging_folder
-from data_prep.tally import Tally, describe_drops
+from data_prep.text_stage import SourceWork, source_work, tokenize_source
 from data_prep.tokenizer import LoadedTokenizer, load_tokenizer
-from data_prep.work import Processor, batches
 from sparse_pretrain.data.manifest import Manifest, Split, SplitCounts, write_manifest
 from sparse_pretrain.data.manifest import Source as SourceEntry
-from sparse_pretrain.errors import UserError
+from sparse_pretrain.errors import FailedError, UserError
+from sparse_pretrain.files import write_json
 
-SPLITS: tuple[Split, ...] = get_args(Split)
 LIBRARIES = (
     "sparse-pretrain",
-    "mwxml",
+    "datatrove",
     "mwparserfromhell",
     "nupunkt",
     "tokenizers",
     "transformers",
     "pyarrow",
 )
+DROPPED_FILE = "dropped.json"
+SAMPLE_TOKENS = 40
+DISK_ERRORS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
-def prepare(recipe: PrepareRecipe, console: Console) -> Manifest:
+def prepare(recipe: PrepareRecipe, console: Console, engine: Engine | None = None) -> Manifest:
     """Make the prepared folder that a recipe describes, or find it made already.
 
     The same sources and seed give the same bytes, whatever the number of workers. A run that fails or is
-    killed leaves nothing at `output`.
+    killed leaves nothing at `output`; run again, it continues where it was.
 
     Args:
         recipe: what to prepare.
         console: where progress and a line a source are shown.
+        engine: what runs the tasks; default: this machine, with the recipe's `workers`.
 
     Returns:
         The manifest, as written.
 
     Raises:
-        UserError: an input is missing, damaged or empty, the tokenizer does not serve, rows are too short
+        UserError: an input is missing, unreadable or empty, the tokenizer does not serve, rows are too short
             for it, a split would have no rows, or `output` holds something else.
+        FailedError: the disk is full, or a worker was killed.
     """
     sources = [open_source(section) for section in recipe.sources.values() if section is not None]
     tokenizer = load_tokenizer(recipe.tokenizer)
@@ -61,9 +65,25 @@ def prepare(recipe: PrepareRecipe, console: Console) -> Manifest:
     if manifest is not None:
         tell(console, f"{recipe.output}: already prepared from the same sources and settings; nothing to do")
         return manifest
-    with staging_folder(recipe.output) as folder:
-        manifest = build(recipe, sources, hashes, tokenizer, folder, console)
-        write_manifest(folder, manifest)
+    try:
+        with staging_folder(recipe.output) as folder:
+            if engine is None:
+                with LocalEngine(recipe.workers) as local:
+                    manifest = build(recipe, sources, hashes, tokenizer, folder, console, local)
+            else:
+                manifest = build(recipe, sources, hashes, tokenizer, folder, console, engine)
+            write_manifest(folder, manifest)
+    except UserError:
+        forget_work(recipe)
+        raise
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise FailedError(
+            f"{error.filename or recipe.work_folder}: {DISK_ERRORS[error.errno]}; what is done is kept: "
+            "make room and run again"
+        ) from None
+    forget_work(recipe)
     for split, counts in manifest.splits.items():
         tell(
             console,
@@ -71,6 +91,12 @@ def prepare(recipe: PrepareRecipe, console: Console) -> Manifest:
             f"{counts.tokens:,} tokens, {manifest.fill(split):.1%} full",
         )
     return manifest
+
+
+def forget_work(recipe: PrepareRecipe) -> None:
+    """Remove what only the next run of the same preparation would need."""
+    if recipe.work is None:
+        shutil.rmtree(recipe.work_folder, ignore_errors=True)
 
 
 def check_sequence_length(recipe: PrepareRecipe, tokenizer: LoadedTokenizer) -> None:
@@ -94,34 +120,30 @@ def build(
     tokenizer: LoadedTokenizer,
     folder: Path,
     console: Console,
+    engine: Engine,
 ) -> Manifest:
-    """Write shards and tokenizer to `folder` and return the manifest that describes them."""
-    outputs = {split: SplitOutput(recipe, tokenizer, folder, split) for split in SPLITS}
-    tallies = [Tally() for _ in sources]
-    make = partial(Processor, tokenizer.definition, tokenizer.vocabulary_size, recipe.minimum_characters)
-    seen: set[int] | None = set() if recipe.drop_duplicates else None
-    with Workers(make, recipe.workers) as workers, SourceProgress(console) as progress:
-        for source, tally in zip(sources, tallies, strict=True):
-            progress.start(source)
-            for results in workers.map(batches(source.extract, source.read())):
-                for document in kept(results, seen, tally):
-                    outputs[split_of(document.identity, recipe.validation_fraction)].add(document)
-                progress.update(source, tally, sum(output.writer.rows for output in outputs.values()))
-            progress.finish(source, tally)
-    entries = [
-        SourceEntry(
-            kind=source.kind,
-            name=source.name,
-            sha256=digest,
-            documents=tally.documents,
-            characters=tally.characters,
-            dropped=tally.dropped_by_reason(),
-        )
-        for source, digest, tally in zip(sources, hashes, tallies, strict=True)
+    """Fill `folder` with shards and tokenizer and return the manifest that describes them."""
+    place = recipe.work_folder.absolute()
+    works = [
+        source_work(recipe, source, digest, tokenizer, place)
+        for source, digest in zip(sources, hashes, strict=True)
     ]
-    splits = {split: output.close() for split, output in outputs.items()}
-    check_not_empty(recipe, entries, splits)
+    with StageProgress(console) as progress:
+        for work in works:
+            tokenize_source(recipe, work, tokenizer, engine, progress)
+        selection = select(
+            [work.unit_files() for work in works], recipe.drop_duplicates, recipe.drop_near_duplicates
+        )
+        entries = describe_sources(works, hashes, selection)
+        for entry, tally in zip(entries, selection.tallies, strict=True):
+            tell(console, describe_source(entry.name, tally))
+        check_documents(recipe, entries)
+        splits = build_rows(
+            recipe, [work.key for work in works], selection, tokenizer, place, folder, engine, progress
+        )
+    check_rows(recipe, entries, splits)
     tokenizer.save(folder / "tokenizer")
+    write_json(folder / DROPPED_FILE, samples_of_dropped(works, selection, tokenizer))
     return Manifest(
         format=recipe.format,
         sequence_length=recipe.sequence_length,
@@ -136,40 +158,63 @@ def build(
     ).with_fingerprint()
 
 
-def kept(results: Iterable[Document | Drop], seen: set[int] | None, tally: Tally) -> Iterator[Document]:
-    """Yield the documents to keep, the first of each text, and count everything.
+def samples_of_dropped(
+    works: Sequence[SourceWork], selection: Selection, tokenizer: LoadedTokenizer
+) -> dict[str, dict[str, list[str]]]:
+    """Return by source and reason how a few of the dropped documents begin; duplicates as their tokens read."""
+    samples: dict[str, dict[str, list[str]]] = {}
+    for work, tally, duplicates in zip(works, selection.tallies, selection.duplicates, strict=True):
+        own = samples.setdefault(work.source.name, {})
+        own |= tally.samples
+        for reason, numbers in duplicates.items():
+            if numbers:
+                documents = [document_at(selection.units, number) for number in numbers]
+                own[reason.value] = [
+                    tokenizer.tokenizer.decode(one.tokens[:SAMPLE_TOKENS]) for one in documents
+                ]
+    return samples
 
-    Args:
-        results: of a worker.
-        seen: identities of the documents before, some 70 bytes each; None keeps duplicates.
-        tally: of the source.
+
+def describe_sources(
+    works: Sequence[SourceWork], hashes: Sequence[str], selection: Selection
+) -> list[SourceEntry]:
+    """Return the manifest's entries."""
+    return [
+        SourceEntry(
+            kind=work.source.kind,
+            name=work.source.name,
+            sha256=digest,
+            documents=tally.documents,
+            characters=tally.characters,
+            dropped=tally.dropped,
+            faults=tally.faults,
+        )
+        for work, digest, tally in zip(works, hashes, selection.tallies, strict=True)
+    ]
+
+
+def check_documents(recipe: PrepareRecipe, sources: list[SourceEntry]) -> None:
+    """Check that there is something to train on.
+
+    Raises:
+        UserError: there is not.
     """
-    for result in results:
-        if isinstance(result, Drop):
-            tally.dropped[result] += 1
-        elif seen is not None and result.identity in seen:
-            tally.dropped[Drop.DUPLICATE] += 1
-        else:
-            if seen is not None:
-                seen.add(result.identity)
-            tally.keep(result)
-            yield result
+    if not any(source.documents for source in sources):
+        faults = describe_counts([source.faults for source in sources])
+        raise UserError(
+            f"no documents left; dropped: {describe_counts([source.dropped for source in sources])} "
+            + (f"; damaged: {faults} " if faults != "none" else "")
+            + f"(minimum_characters = {recipe.minimum_characters})"
+        )
 
 
-def check_not_empty(
-    recipe: PrepareRecipe, sources: list[SourceEntry], splits: dict[Split, SplitCounts]
-) -> None:
+def check_rows(recipe: PrepareRecipe, sources: list[SourceEntry], splits: dict[Split, SplitCounts]) -> None:
     """Check that there is something to train on and something to hold out.
 
     Raises:
         UserError: there is not.
     """
     documents = sum(source.documents for source in sources)
-    if not documents:
-        raise UserError(
-            f"no documents left; dropped: {describe_drops(source.dropped for source in sources)} "
-            f"(minimum_characters = {recipe.minimum_characters})"
-        )
     for split, counts in splits.items():
         if not counts.rows:
             raise UserError(

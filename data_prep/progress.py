@@ -1,51 +1,66 @@
-"""What the user sees while a source is read."""
+"""What the user sees while data is prepared."""
+
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import TaskProgressColumn
 
-from data_prep.sources.base import Source
-from data_prep.tally import Tally, describe_drops
+from data_prep.selection import Tally
 from sparse_pretrain.telemetry.bar import progress_bar
 
 
-class SourceProgress:
-    """A bar a source on a terminal; one line a source, when it is done, everywhere.
-
-    Used as a context manager around the whole preparation.
-    """
+class StageProgress:
+    """A bar a stage on a terminal: share done, rate, time left. Used as a context manager."""
 
     def __init__(self, console: Console) -> None:
         """Show nothing yet."""
-        self._console = console
         self._progress = progress_bar(console, TaskProgressColumn(), transient=True)
 
-    def __enter__(self) -> "SourceProgress":
+    def __enter__(self) -> "StageProgress":
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def start(self, source: Source) -> None:
-        """Begin a source's bar."""
-        self._task = self._progress.add_task(source.kind, total=source.total or None, numbers="")
+    def stage(self, name: str, sizes: Sequence[int], unit: str) -> Callable[[int], None]:
+        """Begin a stage's bar; return what to call with the number of each task that is finished.
 
-    def update(self, source: Source, tally: Tally, rows: int) -> None:
-        """Show how far a source has come; `rows` counts all sources."""
-        task = self._progress.tasks[-1]
-        rate = tally.characters / task.elapsed / 1e6 if task.elapsed else 0.0
-        numbers = f"{tally.documents:,} documents  {rows:,} rows  {rate:.2f} M characters/s"
-        self._progress.update(self._task, completed=source.position, numbers=numbers)
+        Args:
+            name: of the stage.
+            sizes: of its tasks.
+            unit: of the sizes; bytes are shown in millions.
+        """
+        task = self._progress.add_task(name, total=sum(sizes) or None, numbers="")
+        done = 0
 
-    def finish(self, source: Source, tally: Tally) -> None:
-        """Replace the source's bar by a line that stays."""
-        self._progress.remove_task(self._task)
-        dropped = tally.dropped_by_reason()
-        tell(
-            self._console,
-            f"{source.name}: {tally.documents:,} documents, {tally.characters:,} characters"
-            + (f"; dropped {describe_drops([dropped])}" if dropped else ""),
-        )
+        def finished(number: int) -> None:
+            nonlocal done
+            done += 1
+            self._progress.advance(task, sizes[number])
+            shown = next(one for one in self._progress.tasks if one.id == task)
+            rate = f"{shown.speed / 1e6:.2f} M {unit}/s" if shown.speed else ""
+            self._progress.update(task, numbers=f"{done:,}/{len(sizes):,} parts  {rate}")
+            if done == len(sizes):
+                self._progress.remove_task(task)
+
+        return finished
+
+
+def describe_source(name: str, tally: Tally) -> str:
+    """Return a source's line: what was kept, what was dropped and why, what was damaged."""
+    line = f"{name}: {tally.documents:,} documents, {tally.characters:,} characters"
+    line += f"; dropped {describe_counts([tally.dropped])}" if tally.dropped else ""
+    return line + (f"; faults, the rest is used: {describe_counts([tally.faults])}" if tally.faults else "")
+
+
+def describe_counts(counts: Sequence[Mapping[str, int]]) -> str:
+    """Return counts, summed over sources, as words: `3 redirect, 1 too_short`."""
+    total: dict[str, int] = {}
+    for one in counts:
+        for reason, count in one.items():
+            total[reason] = total.get(reason, 0) + count
+    return ", ".join(f"{count:,} {reason}" for reason, count in total.items()) or "none"
 
 
 def tell(console: Console, line: str) -> None:

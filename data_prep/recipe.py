@@ -1,5 +1,6 @@
 """The recipe of `sparse-pretrain data prepare`."""
 
+import codecs
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,11 +13,19 @@ from sparse_pretrain.data.manifest import RowFormat
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
+def default_workers() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 class WikipediaDump(Section):
-    """A MediaWiki XML export (`…-pages-articles.xml`, plain or .bz2); each article is a document."""
+    """A MediaWiki XML export (`…-pages-articles.xml`, plain, .bz2, .zst, .gz or .xz); an article a document.
+
+    A .bz2, multistream or not, is read in parallel by its blocks and needs no index.
+    """
 
     kind: Literal["wikipedia_dump"]
-    path: UserPath
+    path: UserPath = Field(description="a file, or files by wildcards: `enwiki-…-articles*.xml-*.bz2`")
 
 
 class Books(Section):
@@ -25,6 +34,15 @@ class Books(Section):
     kind: Literal["books"]
     path: UserPath
     pattern: str = Field("**/*.txt", description="which files under `path`")
+    encoding: str | None = Field(None, description="of every file; default: found out, file by file")
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, encoding: str | None) -> str | None:
+        try:
+            return encoding and codecs.lookup(encoding).name
+        except LookupError:
+            raise ValueError("Python knows no such encoding") from None
 
 
 class ParagraphsJson(Section):
@@ -33,6 +51,31 @@ class ParagraphsJson(Section):
     kind: Literal["paragraphs_json"]
     path: UserPath
     text_key: str = Field("text", description="key of a record's text; records may also be plain strings")
+
+
+class JsonLines(Section):
+    """Files with one JSON record a line, plain or compressed; each record is a document."""
+
+    kind: Literal["jsonl"]
+    path: UserPath = Field(description="a file, or files by wildcards")
+    text_key: str = Field("text", description="key of a record's text; records may also be plain strings")
+
+
+class CsvTable(Section):
+    """CSV files with a header, plain or compressed; each row is a document."""
+
+    kind: Literal["csv"]
+    path: UserPath = Field(description="a file, or files by wildcards")
+    text_column: str = "text"
+    delimiter: str = Field(",", min_length=1, max_length=1)
+
+
+class ParquetTable(Section):
+    """Parquet files; each row is a document."""
+
+    kind: Literal["parquet"]
+    path: UserPath = Field(description="a file, or files by wildcards")
+    text_column: str = "text"
 
 
 class NamedDataset(Section):
@@ -47,7 +90,27 @@ class NamedDataset(Section):
     rows_per_document: int = Field(1, ge=1, description="join this many rows: for sets with a sentence a row")
 
 
-SourceSection = Annotated[WikipediaDump | Books | ParagraphsJson | NamedDataset, Field(discriminator="kind")]
+SourceSection = Annotated[
+    WikipediaDump | Books | ParagraphsJson | JsonLines | CsvTable | ParquetTable | NamedDataset,
+    Field(discriminator="kind"),
+]
+
+
+class CleaningSection(Section):
+    """What else is done to the text; all of it optional."""
+
+    repair_unicode: bool = Field(False, description="undo wrong decodings: `cafÃ©` becomes `café`")
+    languages: list[str] = Field(
+        [], description="ISO 639-1 codes; documents in others are dropped; empty: all stay"
+    )
+
+    @field_validator("languages")
+    @classmethod
+    def _are_codes(cls, languages: list[str]) -> list[str]:
+        wrong = [code for code in languages if not (len(code) == 2 and code.isalpha() and code.islower())]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is no ISO 639-1 code, such as en or de")
+        return languages
 
 
 class PairsSection(Section):
@@ -63,9 +126,15 @@ class PairsSection(Section):
 class PackedSection(Section):
     """Full rows that run on over sentences and documents (Liu et al. 2019, section 4.2)."""
 
+    method: Literal["run_on", "best_fit"] = Field(
+        "run_on",
+        description="run_on: full to the last slot, documents broken wherever a row ends; best_fit: at least 98 % "
+        "full, as few documents broken as that allows",
+    )
+    window_tokens: int = Field(4_000_000, ge=1, description="best_fit: packed together; sets memory")
     whole_sentences: bool = Field(
         False,
-        description="true: FULL-SENTENCES to the letter, a sentence is broken only when longer than a row",
+        description="run_on, true: FULL-SENTENCES to the letter, a sentence is broken only when longer than a row",
     )
 
 
@@ -73,6 +142,11 @@ class PrepareRecipe(Section):
     """From sources to a prepared folder."""
 
     output: UserPath = Field(description="folder to make")
+    work: UserPath | None = Field(
+        None,
+        description="folder of tokenized documents, kept for the next preparation: other rows, more sources; "
+        "default: beside the output, deleted at the end",
+    )
     overwrite: bool = Field(False, description="replace a folder prepared with other settings")
     sources: dict[str, SourceSection | None] = Field(
         description="by a name of your choice, read in this order; null leaves one out"
@@ -83,12 +157,17 @@ class PrepareRecipe(Section):
     validation_fraction: float = Field(0.05, gt=0, lt=1, description="share of documents held out, by hash")
     seed: int = Field(42, ge=0)
     minimum_characters: int = Field(100, ge=0, description="shorter documents are dropped")
+    maximum_characters: int = Field(10_000_000, ge=1, description="longer documents are dropped")
     drop_duplicates: bool = Field(True, description="drop documents whose text came before")
+    drop_near_duplicates: bool = Field(
+        False, description="drop documents that share most of their word sequences with an earlier one"
+    )
+    cleaning: CleaningSection = CleaningSection()
     pairs: PairsSection = PairsSection()
     packed: PackedSection = PackedSection()
     rows_per_shard: int = Field(65_536, ge=1)
     workers: int = Field(
-        default_factory=lambda: len(os.sched_getaffinity(0)),
+        default_factory=default_workers,
         ge=1,
         description="processes; default: every core",
     )
@@ -100,6 +179,16 @@ class PrepareRecipe(Section):
             raise ValueError("needs at least one source")
         return sources
 
+    @property
+    def work_folder(self) -> Path:
+        """Where the stages before the last one keep what they have done."""
+        return self.work or self.output.with_name(f".{self.output.name}.work")
+
+    def text_settings(self) -> dict[str, Any]:
+        """Return the settings that decide the tokenized documents."""
+        keys = {"minimum_characters", "maximum_characters", "drop_near_duplicates", "cleaning"}
+        return self.model_dump(mode="json", include=keys)
+
     def row_settings(self) -> dict[str, Any]:
         """Return the settings that decide the rows: all but where to write and how many work on it."""
-        return self.model_dump(mode="json", exclude={"output", "overwrite", "workers"})
+        return self.model_dump(mode="json", exclude={"output", "work", "overwrite", "workers"})

@@ -8,7 +8,7 @@ from data_prep.pairs import PairBuilder
 from data_prep.recipe import PrepareRecipe
 from data_prep.rows import RowBuilder
 from data_prep.shards import ShardWriter
-from data_prep.tokenizer import LoadedTokenizer
+from data_prep.tokenizer import TokenFrame
 from data_prep.tokens import token_type
 from sparse_pretrain.data.manifest import Split, SplitCounts
 
@@ -16,18 +16,18 @@ from sparse_pretrain.data.manifest import Split, SplitCounts
 class SplitOutput:
     """Row builder and writer of one split."""
 
-    def __init__(self, recipe: PrepareRecipe, tokenizer: LoadedTokenizer, folder: Path, split: Split) -> None:
+    def __init__(self, recipe: PrepareRecipe, frame: TokenFrame, folder: Path, split: Split) -> None:
         self.documents = 0
         self.writer = ShardWriter(
             folder=folder,
             split=split,
             row_format=recipe.format,
             sequence_length=recipe.sequence_length,
-            dtype=token_type(tokenizer.vocabulary_size),
-            padding=tokenizer.special.pad,
+            dtype=token_type(frame.vocabulary_size),
+            padding=frame.special.pad,
             rows_per_shard=recipe.rows_per_shard,
         )
-        self._builder = row_builder(recipe, tokenizer)
+        self._builder = row_builder(recipe, frame)
 
     def add(self, document: Document) -> None:
         """Take one document in."""
@@ -48,10 +48,8 @@ class SplitOutput:
         )
 
 
-def row_builder(recipe: PrepareRecipe, tokenizer: LoadedTokenizer) -> RowBuilder:
+def row_builder(recipe: PrepareRecipe, frame: TokenFrame) -> RowBuilder:
     """Return the builder of the recipe's format."""
     if recipe.format == "pairs":
-        return PairBuilder(tokenizer.pair, recipe.sequence_length, recipe.pairs, recipe.seed)
-    return Packer(
-        tokenizer.single, tokenizer.special.sep, recipe.sequence_length, recipe.packed.whole_sentences
-    )
+        return PairBuilder(frame.pair, recipe.sequence_length, recipe.pairs, recipe.seed)
+    return Packer(frame.single, frame.special.sep, recipe.sequence_length, recipe.packed.whole_sentences)

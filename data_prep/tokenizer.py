@@ -33,6 +33,16 @@ class Template:
 
 
 @dataclass(frozen=True)
+class TokenFrame:
+    """What building rows needs of a tokenizer; small and picklable. See `LoadedTokenizer`."""
+
+    vocabulary_size: int
+    special: SpecialTokens
+    single: Template
+    pair: Template
+
+
+@dataclass(frozen=True)
 class LoadedTokenizer:
     """What preparation needs of a tokenizer.
 
@@ -56,6 +66,11 @@ class LoadedTokenizer:
     def sha256(self) -> str:
         """Hash of everything that decides ids: vocabulary, rules, special tokens."""
         return sha256_json([json.loads(self.definition), self.special.model_dump()])
+
+    @property
+    def frame(self) -> TokenFrame:
+        """What building rows needs of it."""
+        return TokenFrame(self.vocabulary_size, self.special, self.single, self.pair)
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face tokenizer folder."""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from data_prep.documents import Tokens
+from data_prep.known_words import word_encoder
 
 LARGEST_NARROW_VOCABULARY = 65_536
 
@@ -26,6 +27,7 @@ class Encoder:
         # "[SEP]" in an article about BERT is text, not the end of a segment.
         self._tokenizer.encode_special_tokens = True
         self._type = token_type(vocabulary_size)
+        self._words = word_encoder(self._tokenizer)
 
     def encode(self, documents: Sequence[Sequence[str]]) -> list[tuple[Tokens, NDArray[np.int64]]]:
         """Return (tokens, sentence ends) of each document, as `documents.Document` describes them.
@@ -38,9 +40,17 @@ class Encoder:
             for document in documents
             for position, sentence in enumerate(document)
         ]
-        encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-        encoded = ([found.ids for found in islice(encodings, len(document))] for document in documents)
-        return [self._join([ids for ids in sentences if ids]) for sentences in encoded]
+        ids = iter(self._encode_all(texts))
+        encoded = (list(islice(ids, len(document))) for document in documents)
+        return [self._join([found for found in sentences if found]) for sentences in encoded]
+
+    def _encode_all(self, texts: list[str]) -> list[list[int]]:
+        if self._words is None:
+            return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        known = [self._words.encode(text) for text in texts]
+        asked = [text for text, ids in zip(texts, known, strict=True) if ids is None]
+        answers = iter(self._tokenizer.encode_batch_fast(asked, add_special_tokens=False))
+        return [next(answers).ids if ids is None else ids for ids in known]
 
     def _join(self, sentences: list[list[int]]) -> tuple[Tokens, NDArray[np.int64]]:
         ends = np.cumsum([len(ids) for ids in sentences], dtype=np.int64)

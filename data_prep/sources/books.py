@@ -1,15 +1,19 @@
-"""A folder of text files, one document a file."""
+"""Books: a folder of text files."""
 
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 from data_prep.clean import unwrap
-from data_prep.documents import Drop
+from data_prep.documents import Drop, Fault, Raw
 from data_prep.gutenberg import strip_gutenberg
 from data_prep.recipe import Books
-from data_prep.sources.base import Source
+from data_prep.sources.base import LARGEST_RECORD, Source, Unit
+from data_prep.sources.encoding import decode
+from data_prep.sources.hashing import hash_file
+from data_prep.sources.parts import read_beginning, unit_size
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.files import sha256_file, sha256_json
+from sparse_pretrain.files import sha256_json
 
 
 class BooksSource(Source):
@@ -24,6 +28,8 @@ class BooksSource(Source):
             UserError: no such folder, or no file in it matches.
         """
         self.folder = section.path
+        self.encoding = section.encoding
+        self.reading = section.model_dump(mode="json", exclude={"path", "name"})
         self.name = f"{section.path}/{section.pattern}"
         self.extract = book_text
         if not self.folder.is_dir():
@@ -35,35 +41,44 @@ class BooksSource(Source):
         self.paths = sorted(found, key=self.relative)
         if not self.paths:
             raise UserError(f"{self.folder}: no file matches {section.pattern!r}")
-        self.total = sum(path.stat().st_size for path in self.paths)
 
     def relative(self, path: Path) -> str:
         """Return a book's path inside the folder."""
         return path.relative_to(self.folder).as_posix()
 
     def fingerprint(self) -> str:
-        """Return a hash over every file's relative path and bytes."""
-        return sha256_json([[self.relative(path), sha256_file(path)] for path in self.paths])
+        """Return a hash over every file's relative path and bytes.
 
-    def read(self) -> Iterator[str | Drop]:
-        """Yield each file's text."""
-        for path in self.paths:
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-            self.position += len(content)
-            yield decode(content)
-
-
-def decode(content: bytes) -> str:
-    """Decode UTF-8; old files that are not UTF-8 are Windows-1252, with Latin-1 for its five holes."""
-    for encoding in ("utf-8-sig", "cp1252"):
+        Raises:
+            UserError: a file cannot be read.
+        """
         try:
-            return content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    return content.decode("latin-1")
+            return sha256_json([[self.relative(path), hash_file(path)] for path in self.paths])
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+    def units(self) -> list[Unit]:
+        """Return groups of files of about the same size."""
+        sizes = [path.stat().st_size for path in self.paths]
+        largest = unit_size(sum(sizes), 2**20, 64 * 2**20)
+        groups: dict[int, list[Path]] = {}
+        for path, size, end in zip(self.paths, sizes, accumulate(sizes), strict=True):
+            groups.setdefault((end - size) // largest, []).append(path)
+        return [Unit(sum(path.stat().st_size for path in group), group) for group in groups.values()]
+
+    def read(self, unit: Unit) -> Iterator[Raw]:
+        """Yield each file's text."""
+        for path in unit.where:
+            try:
+                content = read_beginning(path, LARGEST_RECORD + 1)
+            except (OSError, UserError):
+                yield Raw(path.name, Drop.DAMAGED, Fault.UNREADABLE_FILE)
+                continue
+            if len(content) > LARGEST_RECORD:
+                yield Raw(path.name, Drop.TOO_LONG)
+                continue
+            text, bad = decode(content, self.encoding)
+            yield Raw(text, None, Fault.BAD_ENCODING if bad else None)
 
 
 def book_text(content: str) -> str | Drop:

@@ -53,7 +53,7 @@ class SplitCounts(Part):
 
 
 class Source(Part):
-    """One input: where it came from, the hash of its bytes, what was kept and what was dropped and why."""
+    """One input: where it came from, the hash of its bytes, what was kept, dropped (and why) and damaged."""
 
     kind: str
     name: str
@@ -61,6 +61,7 @@ class Source(Part):
     documents: int
     characters: int
     dropped: dict[str, int]
+    faults: dict[str, int] = {}
 
 
 class SpecialTokens(Part):

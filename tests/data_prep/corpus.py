@@ -10,7 +10,8 @@ import numpy as np
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from transformers import BertTokenizerFast, DistilBertTokenizerFast, RobertaTokenizerFast
 
-from data_prep.documents import Document
+from data_prep.documents import Document, Drop, Fault
+from data_prep.sources.base import Source
 
 NOUNS = [
     "river",
@@ -161,3 +162,17 @@ def numbered(lengths: Sequence[Sequence[int]], first: int = 10) -> list[Document
         first += size
         documents.append(Document(identity, size, tokens, np.cumsum(sentences, dtype=np.int64)))
     return documents
+
+
+def read_all(source: Source) -> list[str | Drop | Fault]:
+    """What the units of a source give, one after the other: texts, drops and faults."""
+    found: list[str | Drop | Fault] = []
+    for unit in source.units():
+        for raw in source.read(unit):
+            if raw.fault is not None:
+                found.append(raw.fault)
+            if raw.drop is not None:
+                found.append(raw.drop)
+            elif raw.text or raw.fault is None:
+                found.append(raw.text)
+    return found

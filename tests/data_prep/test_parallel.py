@@ -1,47 +1,41 @@
-"""Worker processes: order, bounded reading ahead, no orphans."""
+"""Worker processes: results, errors, no orphans."""
 
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from data_prep.parallel import Workers
-from sparse_pretrain.errors import UserError
+from sparse_pretrain.errors import FailedError, UserError
 
 
-def make_square() -> Callable[[int], int]:
-    def square(number: int) -> int:
-        if number < 0:
-            raise UserError(f"{number} is negative")
-        time.sleep(0.002 * (number % 3))
-        return number * number
-
-    return square
+def square(number: int) -> int:
+    if number < 0:
+        raise UserError(f"{number} is negative")
+    if number == 13:
+        os._exit(1)
+    return number * number
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_results_in_order_without_reading_far_ahead(count: int) -> None:
-    read = 0
+def test_every_result_and_errors_as_they_are(count: int) -> None:
+    workers = Workers(count)
+    assert sorted(workers.run(square, range(10))) == [number**2 for number in range(10)]
+    with pytest.raises(UserError, match="-1 is negative"):
+        list(workers.run(square, [1, -1, 2]))
+    # The same workers serve the next job.
+    assert sorted(workers.run(square, [3, 2])) == [4, 9]
+    workers.close()
 
-    def numbers() -> Iterator[int]:
-        nonlocal read
-        for number in range(50):
-            read += 1
-            yield number
 
-    with Workers(make_square, count) as workers:
-        for done, result in enumerate(workers.map(numbers()), start=1):
-            assert result == (done - 1) ** 2
-            assert read - done <= 2 * count
-        assert done == 50
-        # The same workers serve the next source, and their errors arrive as they are.
-        with pytest.raises(UserError, match="-1 is negative"):
-            list(workers.map([1, -1, 2]))
+def test_a_killed_worker_is_one_line() -> None:
+    workers = Workers(2)
+    with pytest.raises(FailedError, match=r"a worker process was killed.*fewer workers"):
+        list(workers.run(square, [1, 13, 2]))
+    workers.close()
 
 
 def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
@@ -50,14 +44,14 @@ def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     script.write_text(
         "import time\n"
         "from data_prep.parallel import Workers\n"
-        "from tests.data_prep.test_parallel import make_square\n"
+        "from tests.data_prep.test_parallel import square\n"
         "if __name__ == '__main__':\n"
-        "    with Workers(make_square, 2) as workers:\n"
-        "        print(list(workers.map(range(4))), flush=True)\n"
-        "        time.sleep(60)\n"
+        "    workers = Workers(2)\n"
+        "    print(sorted(workers.run(square, range(4))), flush=True)\n"
+        "    time.sleep(60)\n"
     )
     root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"[0, 1, 4, 9]\n"

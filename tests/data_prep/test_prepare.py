@@ -41,6 +41,7 @@ class Preparation:
             f"output={output}",
         ]
         self.output = output
+        self.raw = raw
 
     def recipe(self, *changes: str) -> PrepareRecipe:
         return load_recipe("data-tiny", [*self.overrides, *changes], PrepareRecipe)
@@ -85,12 +86,47 @@ def test_manifest_says_what_happened(preparation: Preparation) -> None:
 
 
 @pytest.mark.parametrize("row_format", ["pairs", "packed"])
-def test_same_bytes_again_and_with_more_workers(preparation: Preparation, row_format: str) -> None:
-    preparation.run(f"format={row_format}")
+def test_same_bytes_again_and_with_more_workers(
+    preparation: Preparation, row_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.sources.parts.unit_size", lambda *_: 2000)
+    monkeypatch.setattr("data_prep.row_steps.GROUP_TOKENS", 2000)
+    settings = [f"format={row_format}", f"sources.dump.path={preparation.raw / 'dump.xml'}"]
+    preparation.run(*settings)
     first = tree(preparation.output)
+    for workers in (1, 2, 4) if row_format == "pairs" else (2,):
+        shutil.rmtree(preparation.output)
+        preparation.run(*settings, f"workers={workers}")
+        assert tree(preparation.output) == first
+
+
+def test_how_sources_are_cut_does_not_matter(
+    preparation: Preparation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = preparation.run()
     shutil.rmtree(preparation.output)
-    preparation.run(f"format={row_format}", "workers=2")
-    assert tree(preparation.output) == first
+    monkeypatch.setattr("data_prep.sources.parts.unit_size", lambda *_: 777)
+    second = preparation.run()
+    assert first.fingerprint == second.fingerprint
+    assert first.sources == second.sources
+
+
+def test_tokenized_documents_serve_other_rows_and_more_sources(
+    preparation: Preparation, tmp_path: Path, raw: Path
+) -> None:
+    work = tmp_path / "work"
+    preparation.run(f"work={work}")
+    made = {path: path.stat().st_mtime_ns for path in work.rglob("*.arrow")}
+    assert made
+    manifest = preparation.run(f"work={work}", "sequence_length=48", "format=packed", "overwrite=true")
+    assert manifest.sequence_length == 48
+    more = tmp_path / "more"
+    more.mkdir()
+    (more / "one.txt").write_text(prose(5000, 20))
+    preparation.run(f"work={work}", "overwrite=true", f"sources.more={{kind: books, path: {more}}}")
+    again = {path: path.stat().st_mtime_ns for path in work.rglob("*.arrow")}
+    assert {path: again[path] for path in made} == made
+    assert len(again) == len(made) + 1
 
 
 def test_another_seed_gives_other_pairs_and_the_same_split(preparation: Preparation) -> None:
@@ -272,7 +308,10 @@ def test_the_console_hears_of_every_source_and_split(preparation: Preparation) -
     ("override", "message"),
     [
         ("sources=null", "sources"),
-        ("sources.dump.kind=epub", "'wikipedia_dump', 'books', 'paragraphs_json', 'dataset'"),
+        (
+            "sources.dump.kind=epub",
+            "'wikipedia_dump', 'books', 'paragraphs_json', 'jsonl', 'csv', 'parquet', 'dataset'",
+        ),
         ("sources.dump.pth=x", "sources.dump.pth: unknown key"),
         ("validation_fraction=1.5", "validation_fraction = 1.5: should be less than 1"),
         ("sequence_length=70000", "sequence_length = 70000"),

