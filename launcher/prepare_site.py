@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from data_prep.engine_slurm import SlurmSettings
+from launcher.render import allocation_options
 from launcher.site import Site
 from sparse_pretrain.errors import UserError
 
@@ -23,10 +24,8 @@ def slurm_settings(site: Site) -> SlurmSettings:
             f"container.kind = {site.container.kind}: data is prepared without a "
             "container; give a site with venv or python"
         )
-    names = ("partition", "account", "qos", "constraint", "reservation")
-    options = {name: value for name in names if (value := getattr(site, name)) is not None}
-    if site.exclude:
-        options["exclude"] = ",".join(site.exclude)
+    # The memory of a task is ours to say, not that of a training's node.
+    options = {name: value for name, value in allocation_options(site) if value is not None and name != "mem"}
     for option in site.extra:
         name, _, value = option.removeprefix("--").partition("=")
         options[name] = value
