@@ -64,54 +64,23 @@ class Span(TaskKind):
             raise UserError(
                 "question answering needs a fast tokenizer (tokenizer.json), which knows where words stand"
             )
-        questions = [cut(tokenizer, question, max_length) for question in examples["question"]]
-        longest = max(len(ids) for ids in tokenizer(questions, add_special_tokens=False)["input_ids"])
+        examples = examples.map(
+            lambda row: {"question": cut(tokenizer, row["question"], max_length)}, keep_in_memory=True
+        )
+        questions = tokenizer(list(examples["question"]), add_special_tokens=False)["input_ids"]
+        longest = max(map(len, questions))
         room = max_length - longest - tokenizer.num_special_tokens_to_add(pair=True)
         if self.task.span.stride >= room:
             raise UserError(
                 f"task.span.stride = {self.task.span.stride}: with training.max_length = {max_length} and questions of "
                 f"{longest} tokens a window has room for {room} tokens of context; use less than that"
             )
-        tokens = tokenizer(
-            questions,
-            examples["context"],
-            truncation="only_second",
-            max_length=max_length,
-            stride=self.task.span.stride,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-        )
-        owners = tokens.pop("overflow_to_sample_mapping")
-        offsets = [
-            [
-                list(place) if part == 1 else None
-                for place, part in zip(row, tokens.sequence_ids(number), strict=True)
-            ]
-            for number, row in enumerate(tokens.pop("offset_mapping"))
-        ]
-        nulls = [
-            row.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in row else 0
-            for row in tokens["input_ids"]
-        ]
-        answers, starts = examples["answers"], examples["starts"]
-        spans = [
-            tokens_of_answer(offsets[row], answers[owner][0], starts[owner][0]) if answers[owner] else None
-            for row, owner in enumerate(owners)
-        ]
-        return Dataset.from_dict(
-            {
-                **tokens,
-                # An answer that is not wholly in the window is none: the window points to [CLS].
-                "start_positions": [
-                    nulls[row] if span is None else span[0] for row, span in enumerate(spans)
-                ],
-                "end_positions": [nulls[row] if span is None else span[1] for row, span in enumerate(spans)],
-                EXAMPLE: owners,
-                OFFSETS: offsets,
-                NULL: nulls,
-                LENGTH: [len(row) for row in tokens["input_ids"]],
-            }
+        return examples.map(
+            lambda part, rows: windows_of(tokenizer, part, rows, max_length, self.task.span.stride),
+            batched=True,
+            with_indices=True,
+            remove_columns=examples.column_names,
+            keep_in_memory=True,
         )
 
     def collate(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]]) -> Batch:
@@ -145,6 +114,53 @@ class Span(TaskKind):
             for context, own in zip(examples["context"], windows, strict=True)
         ]
         return squad_metrics(said, examples["answers"], self.task.span.no_answer)
+
+
+def windows_of(
+    tokenizer: PreTrainedTokenizerBase,
+    part: dict[str, list[Any]],
+    rows: list[int],
+    max_length: int,
+    stride: int,
+) -> dict[str, list[Any]]:
+    """Return the windows of some examples, whose numbers are `rows`.
+
+    An answer that is not wholly in a window is none for it: the window's labels point to [CLS].
+    """
+    tokens = tokenizer(
+        part["question"],
+        part["context"],
+        truncation="only_second",
+        max_length=max_length,
+        stride=stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+    )
+    owners = tokens.pop("overflow_to_sample_mapping")
+    offsets = [
+        [
+            list(place) if part == 1 else None
+            for place, part in zip(row, tokens.sequence_ids(number), strict=True)
+        ]
+        for number, row in enumerate(tokens.pop("offset_mapping"))
+    ]
+    special = tokenizer.cls_token_id
+    nulls = [row.index(special) if special in row else 0 for row in tokens["input_ids"]]
+    spans = []
+    for owner, places, null in zip(owners, offsets, nulls, strict=True):
+        said, starts = part["answers"][owner], part["starts"][owner]
+        span = tokens_of_answer(places, said[0], starts[0]) if said else None
+        spans.append(span or (null, null))
+    return {
+        **tokens,
+        "start_positions": [first for first, _ in spans],
+        "end_positions": [last for _, last in spans],
+        EXAMPLE: [rows[owner] for owner in owners],
+        OFFSETS: offsets,
+        NULL: nulls,
+        LENGTH: [len(row) for row in tokens["input_ids"]],
+    }
 
 
 def answers_of(where: str, value: Any, context: str) -> tuple[list[str], list[int]]:
