@@ -89,6 +89,8 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> FinetuneResult:
     job = prepare(recipe)
     for warning in job.warnings:
         console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
+    if len(job.found.masks):
+        console.print(shown_masks(job.found), soft_wrap=True)
     if recipe.distillation is not None and recipe.distillation.teacher == AUTO:
         job = replace(job, teacher=train_teacher(recipe, job.fingerprint, console))
     teacher = load_teacher(job.teacher, recipe.task, job.labels) if job.teacher is not None else None
@@ -200,6 +202,15 @@ def mask_warnings(recipe: FinetuneRecipe, model: PreTrainedModel, found: FoundMa
             f"{recipe.model}: {outside:,} weights outside its masks are not zero; they are set to zero now"
         ]
     return []
+
+
+def shown_masks(found: FoundMasks) -> str:
+    """Return what is locked, before training: how many weights, what share of them, and how that is known."""
+    weights = sum(mask.numel() for mask in found.masks.values())
+    return (
+        f"masks (from the {found.origin}): {len(found.masks)} prunable weights of {weights:,} elements, "
+        f"{found.masks.total_sparsity():.2%} of them zero and locked"
+    )
 
 
 def open_output(job: Job) -> None:
