@@ -38,8 +38,11 @@ def campaign(recipe: FinetuneRecipe, sweep: bool, console: Console) -> dict[str,
 
     With `teacher: auto`, all runs learn from one teacher, trained with the recipe's own `seed` and settings.
 
+    A combination that diverges is left out of the sweep's table.
+
     Raises:
         UserError: the user's mistakes; a finished run in the folder is of another recipe.
+        FloatingPointError: a run of several seeds, or every run of a sweep, ended in NaN or infinite weights.
     """
     check_folder(recipe)
     points = points_of(recipe, sweep)
@@ -52,9 +55,17 @@ def campaign(recipe: FinetuneRecipe, sweep: bool, console: Console) -> dict[str,
     for number, run in enumerate(runs, start=1):
         if run in open_runs:
             console.print(f"run {number} of {len(runs)}: {run.output}", soft_wrap=True)
-            finetune(with_teacher(run, teacher), console)
+            try:
+                finetune(with_teacher(run, teacher), console)
+            except FloatingPointError as error:
+                if not sweep:
+                    raise
+                # A learning rate that is too high for the task is a finding of the sweep, not its end.
+                console.print(f"[red]diverged:[/red] {error}", soft_wrap=True)
             write_json(recipe.output / SUMMARY, summary(recipe, points))
     result = summary(recipe, points)
+    if not result["points"]:
+        raise FloatingPointError("every run diverged; lower sweep.learning_rate")
     write_json(recipe.output / SUMMARY, result)
     render(result, console)
     return result

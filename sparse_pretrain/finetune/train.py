@@ -87,13 +87,14 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> FinetuneResult:
     """
     started = time.perf_counter()
     job = prepare(recipe)
+    teacher = teacher_of(job)
     for warning in job.warnings:
         console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
     if len(job.found.masks):
         console.print(shown_masks(job.found), soft_wrap=True)
     if recipe.distillation is not None and recipe.distillation.teacher == AUTO:
         job = replace(job, teacher=train_teacher(recipe, job.fingerprint, console))
-    teacher = load_teacher(job.teacher, recipe.task, job.labels) if job.teacher is not None else None
+        teacher = teacher_of(job)
     open_output(job)
     seconds = train(job, teacher, console)
     refuse_not_finite(job.model)
@@ -161,6 +162,11 @@ def prepare(recipe: FinetuneRecipe) -> Job:
         warnings=mask_warnings(recipe, model, found),
         teacher=None if teacher is None or teacher.teacher == AUTO else teacher.teacher,
     )
+
+
+def teacher_of(job: Job) -> PreTrainedModel | None:
+    """Load the job's teacher, if it has one by now."""
+    return None if job.teacher is None else load_teacher(job.teacher, job.recipe.task, job.labels)
 
 
 def train_teacher(recipe: FinetuneRecipe, fingerprint: str, console: Console) -> str:

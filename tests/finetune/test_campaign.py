@@ -59,6 +59,16 @@ def test_a_sweep_goes_on_where_it_was_cut_off_and_marks_the_best(folder: Path, t
     assert [point["metrics"] for point in again["points"]] == [point["metrics"] for point in result["points"]]
 
 
+def test_a_combination_that_diverges_is_left_out(folder: Path, tmp_path: Path) -> None:
+    sections = {"sweep": {"learning_rate": [1e38, 1e-3], "epochs": [1]}}
+    settings = recipe(folder, tmp_path / "sweep", sections=sections)
+    console = Console(record=True, width=140)
+    result = campaign(settings, sweep=True, console=console)
+    assert (result["finished"], result["wanted"], result["best"]) == (1, 2, 0)
+    assert result["points"][0]["settings"]["learning_rate"] == 1e-3
+    assert "diverged: " in console.export_text()
+
+
 def test_a_folder_with_something_else_in_it_is_kept(folder: Path, tmp_path: Path) -> None:
     settings = recipe(folder, tmp_path / "run", sections={"seeds": [1, 2]}, epochs=1)
     finetune(settings, QUIET)

@@ -38,8 +38,10 @@ def tagged(generator: random.Random) -> dict[str, Any]:
 
 def chosen(generator: random.Random) -> dict[str, Any]:
     right = generator.randrange(3)
-    endings = [" ".join(generator.choices(OTHERS, k=3)) for _ in range(3)]
-    endings[right] += " ba"
+    # All of one length: an untrained model, too, tells a longer ending from shorter ones.
+    words = [generator.choices(OTHERS, k=4) for _ in range(3)]
+    words[right][generator.randrange(4)] = "ba"
+    endings = [" ".join(ending) for ending in words]
     return {"start": "be", "context": "bi bo", "label": right} | {
         f"e{n}": end for n, end in enumerate(endings)
     }
