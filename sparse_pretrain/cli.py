@@ -6,14 +6,14 @@ Libraries are imported inside the commands: `--help` must not wait for torch.
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from data_prep.cli import tokenizer_app
 from launcher import cli_doctor, cli_slurm, cli_watch
-from sparse_pretrain import __version__
+from sparse_pretrain import __version__, cli_finetune
 from sparse_pretrain.cli_checkpoint import app as checkpoint_app
 from sparse_pretrain.cli_options import (
     AllowChangeOption,
@@ -246,37 +246,7 @@ def inspect(
     raise typer.Exit(0 if report["check"]["ok"] else 1)
 
 
-@app.command()
-def finetune(
-    recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False
-) -> None:
-    """Fine-tune a released model on a task, its zeros locked.
-
-    Example: `sparse-pretrain finetune finetune-sst2 model=runs/bert-base-85/release output=runs/sst2`
-    """
-    from sparse_pretrain.finetune.recipe import FinetuneRecipe
-    from sparse_pretrain.finetune.train import finetune as run_finetuning
-
-    settings = load_recipe(recipe, overrides or [], FinetuneRecipe)
-    result = run_finetuning(settings, Console(stderr=as_json))
-    if as_json:
-        print_json(result.to_json())
-
-
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help="a fine-tuning run, its model folder, or a hub name")],
-    overrides: OverridesArgument = None,
-    task: Annotated[
-        Optional[str],  # noqa: UP045 - typer evaluates the annotation
-        typer.Option(help="a fine-tuning recipe; default: the one the model was fine-tuned with"),
-    ] = None,
-    split: Annotated[str, typer.Option(help="validation, test, or train")] = "validation",
-) -> None:
-    """Measure a fine-tuned model on a task; prints JSON."""
-    from sparse_pretrain.finetune.evaluate import evaluate as measure
-
-    print_json(measure(model, task, split, overrides=tuple(overrides or [])))
+cli_finetune.register(app)
 
 
 @bench_app.command("masks")

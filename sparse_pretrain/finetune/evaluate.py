@@ -9,11 +9,11 @@ from transformers import PretrainedConfig
 from sparse_pretrain.checkpoint.folder import model_path, read_config, read_masks
 from sparse_pretrain.config.load import find_recipe, load_recipe
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.finetune.batches import collator, encode, predict
+from sparse_pretrain.finetune.batches import collator, encode, measure
+from sparse_pretrain.finetune.kinds import kind_of
 from sparse_pretrain.finetune.mask_lock import nonzero_outside
 from sparse_pretrain.finetune.masks import rename_masks
-from sparse_pretrain.finetune.metrics import score_predictions
-from sparse_pretrain.finetune.recipe import FinetuneRecipe, Precision
+from sparse_pretrain.finetune.recipe import FinetuneRecipe, Kind, Precision
 from sparse_pretrain.finetune.task_model import load_task_model, load_tokenizer
 from sparse_pretrain.finetune.tasks import VALIDATION, load_task
 from sparse_pretrain.training.precision import resolve_precision
@@ -47,24 +47,21 @@ def evaluate(
     path = model_path(model)
     recipe = load_recipe(recipe_of(path, task), overrides, FinetuneRecipe)
     config = read_config(path)
-    is_regression = config.problem_type == "regression" or config.num_labels == 1
-    if is_regression != (recipe.task.kind == "regression"):
-        raise UserError(
-            f"{model}: fine-tuned for {'regression' if is_regression else 'classification'}, "
-            f"the task is a {recipe.task.kind}"
-        )
-    labels = () if is_regression else class_names(config)
+    trained_for = kind_of_model(config)
+    if trained_for != recipe.task.kind:
+        raise UserError(f"{model}: fine-tuned for {trained_for}, the task is a {recipe.task.kind}")
+    kind = kind_of(recipe.task)
+    labels = class_names(config) if kind.has_classes else ()
     data = load_task(recipe.task, labels)
     if split not in data.splits:
         raise UserError(f"split = {split!r}: the task has {', '.join(data.splits)}")
     tokenizer = load_tokenizer(path, config, recipe.training.max_length)
     network = load_task_model(path, recipe.task, labels, new_head=False)
-    examples = encode(tokenizer, data.splits[split], recipe.task, recipe.training.max_length)
+    examples = encode(kind, tokenizer, {split: data.splits[split]}, recipe.training.max_length)[split]
     started = time.perf_counter()
     bf16 = resolve_precision(precision) == "bf16"
-    logits, truth = predict(network, examples, recipe.task, collator(tokenizer), batch_size, bf16)
+    metrics = measure(kind, network, examples, collator(kind, tokenizer), batch_size, bf16)
     seconds = time.perf_counter() - started
-    metrics = score_predictions(recipe.task, logits, truth)
     masks = read_masks(path)
     outside = None
     if masks is not None:
@@ -72,13 +69,28 @@ def evaluate(
     return {
         "model": str(model),
         "split": split,
-        "examples": len(examples),
+        "examples": len(examples.examples),
         "metric": recipe.task.headline,
         "score": metrics[recipe.task.headline],
         "metrics": metrics,
         "nonzero_outside_masks": outside,
         "seconds": round(seconds, 3),
     }
+
+
+def kind_of_model(config: PretrainedConfig) -> Kind:
+    """Return the kind of task a model was fine-tuned for, by its class and its outputs."""
+    name = (config.architectures or [""])[0]
+    of_class: dict[str, Kind] = {
+        "ForTokenClassification": "tokens",
+        "ForMultipleChoice": "choice",
+        "ForQuestionAnswering": "span",
+    }
+    for ending, kind in of_class.items():
+        if name.endswith(ending):
+            return kind
+    is_regression = config.problem_type == "regression" or config.num_labels == 1
+    return "regression" if is_regression else "classification"
 
 
 def class_names(config: PretrainedConfig) -> tuple[str, ...]:

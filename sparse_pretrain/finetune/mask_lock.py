@@ -1,14 +1,16 @@
-"""Keep pruned weights at zero in anybody's Hugging Face `Trainer`."""
+"""Keep pruned weights at zero in anybody's Hugging Face `Trainer` or accelerate loop, on any number of ranks."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.finetune.masks import find_masks
+from sparse_pretrain.finetune.partitions import held, is_sharded, mask_master, parameters_of, shape_of
 from sparse_pretrain.pruning.masks import MaskSet
 
 
@@ -17,7 +19,7 @@ class MaskBrokenError(Exception):
 
 
 class MaskLock(TrainerCallback):
-    """Locks a sparsity pattern while a `Trainer` trains.
+    """Locks a sparsity pattern while a `Trainer` trains: alone, under DDP, or under DeepSpeed ZeRO 1, 2 or 3.
 
     Pruned weights are set to zero at the start; their gradients are zeroed before clipping sees them, so
     that the norm and the optimizer's moments know only weights that exist; after every optimizer step
@@ -26,13 +28,18 @@ class MaskLock(TrainerCallback):
         lock = MaskLock.from_source(model, "path/to/release")
         trainer = Trainer(model=model, ..., callbacks=[lock])
         trainer.train()
+
+    In a loop of your own, with accelerate or without:
+
+        lock = MaskLock.from_source(model, "path/to/release")
+        lock.lock(model)   # after accelerator.prepare(model, ...) or deepspeed.initialize
+        lock.apply()       # after every optimizer.step()
     """
 
     def __init__(self, masks: MaskSet) -> None:
         """Lock `masks`, given by the model's parameter names."""
         self.masks = masks
-        self._pruned: dict[str, Tensor] = {}
-        self._locked: dict[str, nn.Parameter] = {}
+        self._locked: list[tuple[nn.Parameter, Tensor]] = []
         self._hooks: list[Any] = []
 
     @classmethod
@@ -63,29 +70,34 @@ class MaskLock(TrainerCallback):
         self.prove(kwargs["model"])
 
     def lock(self, model: nn.Module) -> None:
-        """Start: find the weights, apply the masks, hook the gradients.
+        """Start: find the weights, apply the masks (to DeepSpeed's masters, too), hook the gradients.
+
+        Collective under DeepSpeed: every rank calls it.
 
         Raises:
             UserError: a mask has no weight of its name and shape in the model.
         """
         self.unlock()
-        parameters = plain_parameters(model)
+        parameters = parameters_of(model)
         for name, mask in self.masks.items():
             parameter = parameters.get(name)
-            if parameter is None or parameter.shape != mask.shape:
-                shape = "no such weight" if parameter is None else f"shape {list(parameter.shape)}"
+            if parameter is None or shape_of(parameter) != mask.shape:
+                shape = "no such weight" if parameter is None else f"shape {list(shape_of(parameter))}"
                 raise UserError(f"mask of {name}: shape {list(mask.shape)}, the model has {shape}")
+            mask_master(parameter, mask)
             pruned = ~mask.to(parameter.device)
-            self._locked[name], self._pruned[name] = parameter, pruned
+            self._locked.append((parameter, pruned.view(-1)))
             if parameter.requires_grad:
                 self._hooks.append(parameter.register_hook(gradient_hook(pruned)))
         self.apply()
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Set every pruned weight to exactly zero, in place."""
-        for name, parameter in self._locked.items():
-            parameter.masked_fill_(self._pruned[name], 0.0)
+        """Set every pruned weight to exactly zero, in place, in every copy that this rank holds."""
+        for parameter, pruned in self._locked:
+            for start, part in held(parameter):
+                own = pruned[start : start + part.numel()].view(part.shape)
+                part.masked_fill_(own.to(part.device), 0.0)
 
     def unlock(self) -> None:
         """Remove the gradient hooks and let go of the weights."""
@@ -93,10 +105,9 @@ class MaskLock(TrainerCallback):
             hook.remove()
         self._hooks.clear()
         self._locked.clear()
-        self._pruned.clear()
 
     def prove(self, model: nn.Module) -> None:
-        """Raise when a weight outside its mask is not zero.
+        """Raise when a weight outside its mask is not zero (collective at ZeRO 3).
 
         Raises:
             MaskBrokenError: naming the weight and how many of its elements.
@@ -115,18 +126,25 @@ def gradient_hook(pruned: Tensor) -> Any:
     return zero_pruned
 
 
-def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return parameters by name, without what DistributedDataParallel and torch.compile put in front."""
-    return {
-        name.removeprefix("module.").removeprefix("_orig_mod."): parameter
-        for name, parameter in model.named_parameters()
-    }
-
-
 def nonzero_outside(model: nn.Module, masks: MaskSet) -> dict[str, int]:
-    """Return, for each masked weight, how many elements outside the mask are not zero (NaN counts)."""
-    parameters = plain_parameters(model)
-    return {
-        name: int((parameters[name].detach() != 0).logical_and_(~mask.to(parameters[name].device)).sum())
-        for name, mask in masks.items()
-    }
+    """Return, for each masked weight, how many elements outside the mask are not zero (NaN counts).
+
+    At ZeRO 3 the ranks' shards are counted together (collective).
+    """
+    parameters = parameters_of(model)
+    return {name: count_outside(parameters[name], mask) for name, mask in masks.items()}
+
+
+def count_outside(parameter: nn.Parameter, mask: Tensor) -> int:
+    """Return how many elements of a weight outside its mask are not zero, over all ranks' shards."""
+    flat = mask.view(-1)
+    counts = {True: 0, False: 0}
+    for start, part in held(parameter):
+        own = flat[start : start + part.numel()].view(part.shape).to(part.device)
+        counts[part.numel() == mask.numel()] += int((part != 0).logical_and_(~own).sum())
+    if not is_sharded(parameter):
+        return counts[True]
+    total = torch.tensor([counts[False]], device=parameter.device)
+    dist.all_reduce(total)
+    # Shards, and what was whole beside them: both have to be clean.
+    return max(int(total), counts[True])

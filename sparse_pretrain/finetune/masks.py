@@ -5,8 +5,15 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from sparse_pretrain.checkpoint.folder import masks_from_zeros, model_path, read_masks
+from sparse_pretrain.checkpoint.folder import (
+    masks_from_zeros,
+    model_path,
+    prunable_names,
+    read_folder,
+    read_masks,
+)
 from sparse_pretrain.errors import UserError
+from sparse_pretrain.finetune.partitions import is_sharded, shape_of
 from sparse_pretrain.models.prunable import prunable_weights
 from sparse_pretrain.pruning.masks import MaskSet
 
@@ -17,6 +24,9 @@ class FoundMasks:
 
     masks: MaskSet
     origin: str
+
+
+DENSE = FoundMasks(MaskSet({}), "none")
 
 
 def find_masks(model: PreTrainedModel, source: str | Path) -> FoundMasks:
@@ -33,9 +43,16 @@ def find_masks(model: PreTrainedModel, source: str | Path) -> FoundMasks:
     from_file = read_masks(path)
     if from_file is not None:
         return FoundMasks(rename_masks(from_file, model, path), "file")
-    weights = {name: weight.detach() for name, weight in prunable_weights(model).items()}
+    prunable = prunable_weights(model)
+    if any(is_sharded(weight) for weight in prunable.values()):
+        # Loaded in shards (ZeRO 3): the zeros of all of it are in the files.
+        stored = read_folder(source)
+        weights = {name: stored.weights[name] for name in prunable_names(stored.config, stored.weights)}
+        masks = masks_from_zeros(weights)
+        return FoundMasks(rename_masks(masks, model, path), "zeros") if masks is not None else DENSE
+    weights = {name: weight.detach() for name, weight in prunable.items()}
     from_zeros = masks_from_zeros(weights)
-    return FoundMasks(from_zeros, "zeros") if from_zeros is not None else FoundMasks(MaskSet({}), "none")
+    return FoundMasks(from_zeros, "zeros") if from_zeros is not None else DENSE
 
 
 def rename_masks(masks: MaskSet, model: PreTrainedModel, source: str) -> MaskSet:
@@ -52,10 +69,10 @@ def rename_masks(masks: MaskSet, model: PreTrainedModel, source: str) -> MaskSet
         own = next((candidate for candidate in candidates if candidate in parameters), None)
         if own is None:
             continue
-        if parameters[own].shape != mask.shape:
+        if shape_of(parameters[own]) != mask.shape:
             raise UserError(
                 f"{source}: the mask of {name} has shape {list(mask.shape)}, the model's weight "
-                f"{list(parameters[own].shape)}; the masks belong to another model"
+                f"{list(shape_of(parameters[own]))}; the masks belong to another model"
             )
         renamed[own] = mask
     if not renamed:

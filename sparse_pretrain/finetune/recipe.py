@@ -1,31 +1,55 @@
 """The recipe of `sparse-pretrain finetune`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from sparse_pretrain.config.base import Section, UserPath
+from sparse_pretrain.config.base import ModelSource, Section, UserPath
 
-Kind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "tokens", "choice", "span"]
 Precision = Literal["auto", "fp32", "bf16"]
-Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "rmse"]
+Metric = Literal[
+    "accuracy", "f1", "matthews", "pearson", "spearman", "rmse", "precision", "recall", "exact_match"
+]
 METRICS_OF_KIND: dict[Kind, tuple[Metric, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
     "regression": ("spearman", "pearson", "rmse"),
+    "tokens": ("f1", "precision", "recall", "accuracy"),
+    "choice": ("accuracy",),
+    "span": ("f1", "exact_match"),
 }
+AUTO = "auto"
+LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class SpanSection(Section):
+    """How long contexts are cut and answers chosen (question answering; the defaults of BERT's SQuAD script)."""
+
+    stride: int = Field(128, ge=0, description="tokens that two neighbouring windows of a context share")
+    n_best: int = Field(20, ge=1, description="starts and ends a window, and spans a question, looked at")
+    max_answer_length: int = Field(30, ge=1, description="tokens of the longest answer")
+    no_answer: bool = Field(False, description="questions may have no answer (SQuAD 2.0)")
+    null_threshold: float = Field(
+        0.0, description="no answer when its score beats the best span's by more than this"
+    )
 
 
 class TaskSection(Section):
     """A labelled task: local files, or splits of a `datasets` name, and what their columns mean.
 
-    Files are told apart by their ending: .csv, .tsv, .jsonl, .parquet. Without `validation`, a fixed
-    part of `train`, drawn with `split_seed`, is held out.
+    Files are told apart by their ending: .csv, .tsv, .jsonl, .parquet (question answering: .json as SQuAD has
+    it, too). Without `validation`, a fixed part of `train`, drawn with `split_seed`, is held out.
     """
 
     # Labels and filter values are compared as text; people write `labels: [0, 1]` all the same.
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
-    kind: Kind
+    kind: Kind = Field(
+        description="classification, regression: of a sentence or pair; tokens: a tag for every word; choice: one of "
+        "several endings; span: an answer inside a context"
+    )
     dataset: str | None = Field(
         None, description="`datasets` name; train, validation and test are then its splits"
     )
@@ -36,14 +60,20 @@ class TaskSection(Section):
     more_validation: dict[str, str] = Field(
         default_factory=dict, description="further validation sets by name, such as MNLI's mismatched one"
     )
-    text: str = Field(description="column of the (first) sentence")
-    text_pair: str | None = Field(None, description="column of the second sentence")
+    text: str = Field(
+        description="column of the (first) sentence; tokens: of the words; span: of the question"
+    )
+    text_pair: str | None = Field(
+        None,
+        description="column of the second sentence; choice: of what stands before every ending; span: of the context",
+    )
+    choices: list[str] = Field(default_factory=list, description="choice: columns of the endings, in order")
     pair_encoding: Literal["joint", "separate"] = Field(
         "joint",
         description="joint: both sentences in one input; separate: each by itself, scored by the cosine of their "
         "mean token vectors (regression only), which weak encoders learn from few pairs",
     )
-    label: str = Field(description="column of the label")
+    label: str = Field(description="column of the label; tokens: of the tags; span: of the answers")
     columns: list[str] = Field(
         default_factory=list,
         description="column names of CSV/TSV files that have no header; extra fields are ignored",
@@ -68,7 +98,10 @@ class TaskSection(Section):
     )
     limit_train: int | None = Field(None, ge=1, description="use a random subset of this many examples")
     limit_validation: int | None = Field(None, ge=1)
-    metric: Metric | None = Field(None, description="the headline number; none: accuracy or spearman")
+    metric: Metric | None = Field(
+        None, description="the headline number; none: accuracy, spearman (regression) or f1 (tokens, span)"
+    )
+    span: SpanSection = SpanSection()
 
     @property
     def headline(self) -> Metric:
@@ -82,11 +115,11 @@ class TaskSection(Section):
             raise ValueError(
                 f"metric = {self.metric!r} does not fit {self.kind}; one of {', '.join(allowed)}"
             )
-        if self.kind == "regression" and self.labels:
+        if self.kind not in ("classification", "tokens") and self.labels:
             raise ValueError(
                 "labels are the classes of a classification; remove them or set kind: classification"
             )
-        if self.kind == "classification" and self.label_scale != 1.0:
+        if self.kind != "regression" and self.label_scale != 1.0:
             raise ValueError("label_scale is for regression; remove it or set kind: regression")
         if isinstance(self.validation_size, float) and self.validation_size >= 1:
             raise ValueError(
@@ -99,6 +132,43 @@ class TaskSection(Section):
             )
         if self.subset is not None and self.dataset is None:
             raise ValueError("subset belongs to dataset; give dataset too")
+        if (self.kind == "choice") != (len(self.choices) > 1):
+            raise ValueError("choices are the columns of two endings or more, of kind: choice and no other")
+        if self.kind == "span" and self.text_pair is None:
+            raise ValueError("kind: span needs text (the question's column) and text_pair (the context's)")
+        if self.kind == "tokens" and self.text_pair is not None:
+            raise ValueError("kind: tokens has no text_pair; remove it")
+        return self
+
+
+class DistillationSection(Section):
+    """Learn from a dense model that was fine-tuned on the same task (Hinton et al. 2015).
+
+    loss = (1 - weight) x task + weight x KD, with KD = T^2 KL(teacher/T || student/T), averaged over examples
+    (tokens: over words; span: mean of start and end); for a regression the squared distance of the two scores.
+    The defaults are the reference's (Model-Compression-Research-Package, examples/transformers).
+    """
+
+    teacher: ModelSource = Field(
+        description="a fine-tuned model (run, folder or hub name), or auto: `dense` is fine-tuned first, once"
+    )
+    dense: ModelSource | None = Field(
+        None, description="teacher: auto: the dense model that becomes the teacher, by this same recipe"
+    )
+    teachers: UserPath | None = Field(
+        None, description="teacher: auto: folder of trained teachers; none: `teachers` beside the output"
+    )
+    temperature: float = Field(2.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(0.5, gt=0, le=1, description="share of the teacher in the loss")
+
+    @model_validator(mode="after")
+    def _auto_needs_a_dense_model(self) -> "DistillationSection":
+        if self.teacher == AUTO and self.dense is None:
+            raise ValueError(
+                "teacher: auto needs dense, the model that becomes the teacher, such as google-bert/bert-base-uncased"
+            )
+        if self.teacher != AUTO and self.dense is not None:
+            raise ValueError("dense belongs to teacher: auto; remove one of them")
         return self
 
 
@@ -106,15 +176,26 @@ class TrainingSection(Section):
     """How it is trained: AdamW, linear warm-up and decay, batches of sentences of like length."""
 
     epochs: int = Field(3, ge=1)
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, description="examples of an optimizer step")
     learning_rate: float = Field(5e-5, gt=0)
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of all steps")
     weight_decay: float = Field(0.01, ge=0)
     gradient_clipping: float = Field(1.0, ge=0, description="maximum gradient norm; 0: no clipping")
-    max_length: int = Field(128, ge=4, description="tokens; longer inputs are cut")
+    max_length: int = Field(
+        128, ge=4, description="tokens; longer inputs are cut (span: in windows that overlap)"
+    )
     precision: Precision = Field("auto", description="auto: bf16 where the hardware is fast at it")
     dropout: float | None = Field(None, ge=0, lt=1, description="every dropout of the model; none: its own")
     evaluate: Literal["epoch", "end"] = Field("epoch", description="when to measure the validation set")
+
+
+class SweepSection(Section):
+    """What `finetune --sweep` tries: every combination. The defaults are the ranges of Devlin et al. 2019 (A.3),
+    more epochs added, from which sparse models gain.
+    """
+
+    learning_rate: list[LearningRate] = Field([2e-5, 3e-5, 5e-5], min_length=1)
+    epochs: list[Count] = Field([3, 4, 8], min_length=1)
 
 
 class FinetuneRecipe(Section):
@@ -124,8 +205,21 @@ class FinetuneRecipe(Section):
     overwrite: bool = Field(False, description="replace a finished run in the output folder")
     model: str = Field(description="release, model folder, or hub name")
     seed: int = Field(42, ge=0)
-    masks: Literal["lock", "ignore"] = Field(
-        "lock", description="lock: zeros stay zero, from masks.safetensors or else the zeros themselves"
+    seeds: list[Seed] = Field(
+        default_factory=list, description="one run for each of these instead: mean and deviation in one table"
+    )
+    masks: Literal["lock", "require", "ignore"] = Field(
+        "lock",
+        description="lock: zeros stay zero, from masks.safetensors or else the zeros themselves; require: the same, "
+        "and a dense model is refused; ignore: all weights train",
     )
     task: TaskSection
     training: TrainingSection = TrainingSection()
+    distillation: DistillationSection | None = None
+    sweep: SweepSection = SweepSection()
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> "FinetuneRecipe":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {self.seeds}: each only once")
+        return self

@@ -25,6 +25,7 @@ class FinetuneResult:
         train_seconds: of the training loop, measurements between its epochs included.
         seconds: of everything from reading the data to writing the model.
         warnings: what the user was warned of.
+        teacher: folder of the model that was learnt from; None without distillation.
     """
 
     output: Path
@@ -39,6 +40,7 @@ class FinetuneResult:
     train_seconds: float
     seconds: float
     warnings: list[str] = field(default_factory=list)
+    teacher: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields with paths as text."""
@@ -59,6 +61,8 @@ def render_result(result: FinetuneResult, console: Console) -> None:
         values = [f"{value:.4f}" for value in metrics.values()]
         table.add_row(split, f"{result.examples[split]:,}", *values)
     console.print(table)
+    if result.teacher is not None:
+        console.print(f"learnt from {result.teacher}", soft_wrap=True)
     if result.masks in ("file", "zeros"):
         console.print(
             f"masks locked (from the {result.masks}): {result.sparsity:.2%} of the prunable weights are zero, "

@@ -13,9 +13,10 @@ import pyarrow.parquet
 from sparse_pretrain.checkpoint.folder import one_line
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
 from sparse_pretrain.errors import UserError
+from sparse_pretrain.finetune.kinds import kind_of
+from sparse_pretrain.finetune.kinds.base import Columns
 from sparse_pretrain.finetune.recipe import TaskSection
 
-Columns = dict[str, list[Any]]
 FIELD_LIMIT = 16 * 1024 * 1024
 
 
@@ -50,10 +51,7 @@ def read_columns(task: TaskSection, source: str) -> Columns:
 
 def wanted_columns(task: TaskSection) -> dict[str, str]:
     """Return the columns a task needs, with the recipe key that names each."""
-    wanted = {task.text: "text", task.label: "label"}
-    if task.text_pair is not None:
-        wanted[task.text_pair] = "text_pair"
-    return {**{column: f"where.{column}" for column in task.where}, **wanted}
+    return {**{column: f"where.{column}" for column in task.where}, **kind_of(task).columns()}
 
 
 def describe(task: TaskSection, source: str) -> str:
@@ -82,6 +80,8 @@ def read_file(task: TaskSection, source: str, wanted: dict[str, str]) -> Columns
     try:
         if path.suffix == ".parquet":
             return read_parquet(path, wanted)
+        if path.suffix == ".json" and task.kind == "span":
+            return collect(wanted, squad_rows(path, wanted))
         if path.suffix in (".jsonl", ".json"):
             return read_jsonl(path, wanted)
         if path.suffix in (".csv", ".tsv", ".txt"):
@@ -141,6 +141,35 @@ def json_rows(path: Path, wanted: dict[str, str]) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def squad_rows(path: Path, wanted: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Yield a row a question (`id`, `title`, `question`, `context`, `answers`) of a file as SQuAD publishes them."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rows = [
+            {
+                "id": question["id"],
+                "title": article.get("title", ""),
+                "question": question["question"],
+                "context": paragraph["context"],
+                "answers": question["answers"],
+            }
+            for article in content["data"]
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}: line {error.lineno}: not JSON ({error.msg}); one object a line is .jsonl"
+        ) from None
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{path}: not SQuAD's form: data, paragraphs, context, qas, question, answers"
+        ) from None
+    for row in rows:
+        check_columns(str(path), wanted, list(row))
+        yield row
+
+
 def read_parquet(path: Path, wanted: dict[str, str]) -> Columns:
     """Read the wanted columns of a Parquet file."""
     try:
@@ -164,12 +193,20 @@ def read_split(task: TaskSection, split: str, wanted: dict[str, str]) -> Columns
         raise UserError(f"{where}: cannot be loaded ({one_line(error)})") from None
     check_columns(where, wanted, data.column_names)
     columns: Columns = {column: list(data[column]) for column in wanted}
+    if task.kind == "choice":
+        return columns  # the label is a place, whatever names its numbers have
     feature = data.features[task.label]
+    inner = getattr(feature, "feature", None)
     if isinstance(feature, datasets.ClassLabel):
-        columns[task.label] = [
-            feature.int2str(value) if value >= 0 else None for value in columns[task.label]
-        ]
+        columns[task.label] = [class_name(feature, value) for value in columns[task.label]]
+    elif isinstance(inner, datasets.ClassLabel):
+        columns[task.label] = [[class_name(inner, value) for value in row] for row in columns[task.label]]
     return columns
+
+
+def class_name(feature: Any, value: int) -> str | None:
+    """Return the name of a class number of `datasets`; None for -1, which test sets without labels have."""
+    return feature.int2str(value) if value >= 0 else None
 
 
 def collect(wanted: Iterable[str], rows: Iterable[dict[str, Any]]) -> Columns:

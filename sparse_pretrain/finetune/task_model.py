@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
-    AutoModel,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -17,8 +16,14 @@ from transformers import (
 from sparse_pretrain.checkpoint.folder import model_path, one_line, read_config
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.finetune.recipe import TaskSection
+from sparse_pretrain.finetune.kinds import kind_of
+from sparse_pretrain.finetune.recipe import Kind, TaskSection
 from sparse_pretrain.models.loading import DROPOUT_KEYS, LARGEST_VOCABULARY_PADDING
+
+PROBLEM_TYPES: dict[Kind, Any] = {
+    "regression": "regression",
+    "classification": "single_label_classification",
+}
 
 
 def load_task_model(
@@ -30,7 +35,7 @@ def load_task_model(
 ) -> PreTrainedModel:
     """Return the model of a task in fp32, on the GPU if there is one.
 
-    It is a sequence classifier, its head new where the source has none; for sentences that are encoded
+    Its class is the one of the task's kind, its head new where the source has none; for sentences that are encoded
     separately a bare encoder.
 
     Args:
@@ -46,15 +51,20 @@ def load_task_model(
     """
     path = model_path(source)
     config = read_config(path)
-    config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
-    names = list(labels) or ["score"]
+    config.problem_type = PROBLEM_TYPES.get(task.kind)
+    # Question answering has two outputs, start and end.
+    names = list(labels) or (["start", "end"] if task.kind == "span" else ["score"])
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
     if dropout is not None:
         config.update(
-            {key: dropout for key in (*DROPOUT_KEYS, "seq_classif_dropout") if hasattr(config, key)}
+            {
+                key: dropout
+                for key in (*DROPOUT_KEYS, "seq_classif_dropout", "qa_dropout")
+                if hasattr(config, key)
+            }
         )
-    factory: Any = AutoModel if task.pair_encoding == "separate" else AutoModelForSequenceClassification
+    factory: Any = getattr(transformers, kind_of(task).factory)
     try:
         with quiet_libraries():
             model, loading = factory.from_pretrained(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +10,12 @@ import numpy as np
 from datasets import Dataset
 
 from sparse_pretrain.errors import UserError
+from sparse_pretrain.finetune.kinds import kind_of
+from sparse_pretrain.finetune.kinds.base import Columns
 from sparse_pretrain.finetune.recipe import TaskSection
-from sparse_pretrain.finetune.tables import Columns, describe, read_columns
+from sparse_pretrain.finetune.tables import describe, read_columns
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-# With more classes than this per row, a label column is a score or an identifier, not a class.
-MOST_CLASSES_PER_ROW = 0.5
-FEW_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -25,9 +23,9 @@ class TaskData:
     """The splits of a task.
 
     Attributes:
-        labels: names of the classes in the order of their numbers; empty for a regression.
-        splits: by name (`train`, `validation`, `test` and the task's `more_validation`); columns `text`,
-            `text_pair` (tasks on pairs), `label` (class number, or score divided by `label_scale`).
+        labels: names of the classes in the order of their numbers; empty for a kind of task without classes.
+        splits: by name (`train`, `validation`, `test` and the task's `more_validation`), columns as the kind
+            of task has them (`TaskKind.examples`).
     """
 
     labels: tuple[str, ...]
@@ -54,12 +52,13 @@ def load_task(task: TaskSection, labels: Sequence[str] | None = None) -> TaskDat
     Raises:
         UserError: naming file, column and value of what is wrong.
     """
+    kind = kind_of(task)
     columns = read_splits(task)
-    if task.kind == "regression":
-        names: tuple[str, ...] = ()
-    else:
-        names = tuple(labels or task.labels) or classes_of(task, columns[TRAIN])
-    splits = {name: numbered(task, name, part, names) for name, part in columns.items()}
+    where = {name: describe(task, source) for name, source in sources_of(task).items()}
+    names: tuple[str, ...] = ()
+    if kind.has_classes:
+        names = tuple(labels or task.labels) or kind.classes(where[TRAIN], columns[TRAIN])
+    splits = {name: kind.examples(where[name], name, part, names) for name, part in columns.items()}
     return TaskData(names, splits)
 
 
@@ -109,70 +108,7 @@ def take(columns: Columns, rows: np.ndarray[Any, Any]) -> Columns:
     return {name: [values[row] for row in rows] for name, values in columns.items()}
 
 
-def classes_of(task: TaskSection, train: Columns) -> tuple[str, ...]:
-    """Return the classes of the training data, numbers by size, other names by alphabet."""
-    where = f"{describe(task, task.train)}: column {task.label!r}"
-    values = train[task.label]
-    found = {str(value) for value in values if value is not None}
-    if len(found) < 2:
-        raise UserError(f"{where}: only {sorted(found)} occurs; a classification needs two classes or more")
-    if len(values) > FEW_ROWS and len(found) > len(values) * MOST_CLASSES_PER_ROW:
-        raise UserError(
-            f"{where}: {len(found)} different values in {len(values)} rows are no classes; set task.kind = regression "
-            "or name another column"
-        )
-    try:
-        return tuple(sorted(found, key=float))
-    except ValueError:
-        return tuple(sorted(found))
-
-
-def numbered(task: TaskSection, split: str, columns: Columns, names: tuple[str, ...]) -> Dataset:
-    """Check one split and return it with its labels as numbers."""
-    source = {
-        TRAIN: task.train,
-        VALIDATION: task.validation or task.train,
-        TEST: task.test,
-        **task.more_validation,
-    }
-    where = describe(task, str(source[split]))
-    result = {"text": texts(where, task.text, columns)}
-    if task.text_pair is not None:
-        result["text_pair"] = texts(where, task.text_pair, columns)
-    labels = columns[task.label]
-    if task.kind == "regression":
-        numbers: list[Any] = [score(where, task.label, value) / task.label_scale for value in labels]
-    else:
-        places = {name: place for place, name in enumerate(names)}
-        for value in labels:
-            if str(value) not in places:
-                known = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-                raise UserError(
-                    f"{where}: column {task.label!r}: {value!r} in the {split} data is not among the classes: {known}"
-                )
-        numbers = [places[str(value)] for value in labels]
-    return Dataset.from_dict({**result, "label": numbers})
-
-
-def texts(where: str, column: str, columns: Columns) -> list[str]:
-    """Return a text column, refusing values that are no text, and a column without any text."""
-    values = columns[column]
-    for value in values:
-        if not isinstance(value, str):
-            raise UserError(f"{where}: column {column!r}: {value!r} is no text")
-    if not any(value.strip() for value in values):
-        raise UserError(f"{where}: column {column!r}: every text is empty")
-    return values
-
-
-def score(where: str, column: str, value: Any) -> float:
-    """Return a regression label as a number."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(
-            f"{where}: column {column!r}: {value!r} is no number; a regression needs one in every row"
-        )
-    return number
+def sources_of(task: TaskSection) -> dict[str, str]:
+    """Return the file or split that each of the task's splits is read from."""
+    sources = {TRAIN: task.train, VALIDATION: task.validation or task.train, **task.more_validation}
+    return {**sources, TEST: task.test} if task.test is not None else sources

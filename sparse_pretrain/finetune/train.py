@@ -3,11 +3,10 @@
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from rich.console import Console
 from transformers import (
     PreTrainedModel,
@@ -22,17 +21,19 @@ from sparse_pretrain.checkpoint.release import replace_folder
 from sparse_pretrain.config.load import to_yaml
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import fsync_file, write_json, write_text
-from sparse_pretrain.finetune.batches import Collate, collator, encode, predict
+from sparse_pretrain.finetune.batches import Collate, Split, collator, encode, measure
 from sparse_pretrain.finetune.evaluate import RECIPE
 from sparse_pretrain.finetune.forward import TaskTrainer
+from sparse_pretrain.finetune.kinds import kind_of
+from sparse_pretrain.finetune.kinds.base import TaskKind
 from sparse_pretrain.finetune.mask_lock import MaskLock, nonzero_outside
 from sparse_pretrain.finetune.masks import FoundMasks, find_masks
-from sparse_pretrain.finetune.metrics import score_predictions
 from sparse_pretrain.finetune.progress import ProgressReport, metrics_row
-from sparse_pretrain.finetune.recipe import FinetuneRecipe
+from sparse_pretrain.finetune.recipe import AUTO, FinetuneRecipe
 from sparse_pretrain.finetune.result import FinetuneResult, render_result
 from sparse_pretrain.finetune.task_model import load_task_model, load_tokenizer
 from sparse_pretrain.finetune.tasks import TRAIN, VALIDATION, load_task
+from sparse_pretrain.finetune.teacher import check_teacher, load_teacher, teacher_recipe
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 from sparse_pretrain.training.precision import resolve_precision
 from sparse_pretrain.training.provenance import provenance
@@ -40,6 +41,8 @@ from sparse_pretrain.training.provenance import provenance
 METRICS = "metrics.json"
 LOG = "metrics.jsonl"
 MODEL = "model"
+# Of several runs (finetune.campaign); the folder of such is none of a single run.
+SUMMARY = "summary.json"
 ROWS_OF_LOG = 50
 
 
@@ -47,33 +50,35 @@ ROWS_OF_LOG = 50
 class Job:
     """A recipe with everything it names loaded and checked; nothing is written yet.
 
-    `splits` are encoded; `fingerprint` is that of all their texts and labels.
+    `labels` are the names of the classes; `fingerprint` is that of all texts and labels; `teacher` is where the
+    fine-tuned teacher lies, if there is one (`teacher: auto`: once it is trained).
     """
 
     recipe: FinetuneRecipe
     output: Path
+    kind: TaskKind
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     collate: Collate
-    splits: dict[str, Dataset]
+    labels: tuple[str, ...]
+    splits: dict[str, Split]
     fingerprint: str
     found: FoundMasks
     bf16: bool
     warnings: list[str]
+    teacher: str | None = None
 
     def measure(self, split: str) -> dict[str, float]:
         """Return the metrics of one split."""
         rows = 2 * self.recipe.training.batch_size
-        logits, labels = predict(
-            self.model, self.splits[split], self.recipe.task, self.collate, rows, self.bf16
-        )
-        return score_predictions(self.recipe.task, logits, labels)
+        return measure(self.kind, self.model, self.splits[split], self.collate, rows, self.bf16)
 
 
 def finetune(recipe: FinetuneRecipe, console: Console) -> FinetuneResult:
-    """Fine-tune a model on a task with its zeros locked.
+    """Fine-tune a model on a task with its zeros locked; `teacher: auto` trains its teacher first, once.
 
-    Everything that can be wrong with recipe, data and model is checked before anything is written.
+    `seed` counts, not `seeds` (see `finetune.campaign`). Everything that can be wrong with recipe, data and model
+    is checked before anything is written.
 
     Raises:
         UserError: the user's mistakes.
@@ -82,10 +87,16 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> FinetuneResult:
     """
     started = time.perf_counter()
     job = prepare(recipe)
+    teacher = teacher_of(job)
     for warning in job.warnings:
         console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
+    if len(job.found.masks):
+        console.print(shown_masks(job.found), soft_wrap=True)
+    if recipe.distillation is not None and recipe.distillation.teacher == AUTO:
+        job = replace(job, teacher=train_teacher(recipe, job.fingerprint, console))
+        teacher = teacher_of(job)
     open_output(job)
-    seconds = train(job, console)
+    seconds = train(job, teacher, console)
     refuse_not_finite(job.model)
     metrics = {name: job.measure(name) for name in job.splits if name != TRAIN}
     append_final(job, metrics)
@@ -96,13 +107,14 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> FinetuneResult:
         metric=recipe.task.headline,
         score=metrics[VALIDATION][recipe.task.headline],
         metrics=metrics,
-        examples={name: len(split) for name, split in job.splits.items()},
+        examples={name: len(split.examples) for name, split in job.splits.items()},
         masks=job.found.origin,
         sparsity=job.found.masks.total_sparsity(),
         nonzero_outside_masks=sum(nonzero_outside(job.model, job.found.masks).values()),
         train_seconds=round(seconds, 3),
         seconds=round(time.perf_counter() - started, 3),
         warnings=job.warnings,
+        teacher=job.teacher,
     )
     write_json(job.output / METRICS, result.to_json())
     render_result(result, console)
@@ -124,22 +136,48 @@ def prepare(recipe: FinetuneRecipe) -> Job:
     set_seed(recipe.seed)  # before the new head draws its weights
     model = load_task_model(recipe.model, task, data.labels, training.dropout)
     tokenizer = load_tokenizer(recipe.model, model.config, training.max_length)
-    is_locked = recipe.masks == "lock"
-    found = find_masks(model, recipe.model) if is_locked else FoundMasks(MaskSet({}), "ignored")
+    ignored = FoundMasks(MaskSet({}), "ignored")
+    found = ignored if recipe.masks == "ignore" else find_masks(model, recipe.model)
+    if recipe.masks == "require" and found.origin == "none":
+        raise UserError(
+            f"{recipe.model}: dense (no mask file, no share of zeros that would be masks), and masks = 'require'; "
+            "give a sparse model, or set masks=lock"
+        )
+    teacher = recipe.distillation
+    if teacher is not None:
+        check_teacher(teacher, task, data.labels, tokenizer, training.max_length)
+    kind = kind_of(task)
     return Job(
         recipe=recipe,
         output=output,
+        kind=kind,
         model=model,
         tokenizer=tokenizer,
-        collate=collator(tokenizer),
-        splits={
-            name: encode(tokenizer, split, task, training.max_length) for name, split in data.splits.items()
-        },
+        collate=collator(kind, tokenizer),
+        labels=data.labels,
+        splits=encode(kind, tokenizer, data.splits, training.max_length),
         fingerprint=data.fingerprint(),
         found=found,
         bf16=resolve_precision(training.precision) == "bf16",
         warnings=mask_warnings(recipe, model, found),
+        teacher=None if teacher is None or teacher.teacher == AUTO else teacher.teacher,
     )
+
+
+def teacher_of(job: Job) -> PreTrainedModel | None:
+    """Load the job's teacher, if it has one by now."""
+    return None if job.teacher is None else load_teacher(job.teacher, job.recipe.task, job.labels)
+
+
+def train_teacher(recipe: FinetuneRecipe, fingerprint: str, console: Console) -> str:
+    """Train the teacher of `teacher: auto`, or find it trained; return its model folder."""
+    own = teacher_recipe(recipe, fingerprint)
+    if (own.output / METRICS).is_file():
+        console.print(f"teacher: already there: {own.output}", soft_wrap=True)
+    else:
+        console.print(f"teacher: fine-tuning {own.model} first", soft_wrap=True)
+        finetune(own, console)
+    return str(own.output / MODEL)
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -150,6 +188,8 @@ def check_output(output: Path, overwrite: bool) -> None:
         return
     if not (output / RECIPE).is_file():
         raise UserError(f"output = {output}: exists and is no fine-tuning run; give another folder")
+    if (output / SUMMARY).is_file():
+        raise UserError(f"output = {output}: holds several runs (seeds or a sweep); give another folder")
     if (output / METRICS).is_file() and not overwrite:
         raise UserError(
             f"output = {output}: holds a finished run; give another folder, or set overwrite=true"
@@ -170,6 +210,15 @@ def mask_warnings(recipe: FinetuneRecipe, model: PreTrainedModel, found: FoundMa
     return []
 
 
+def shown_masks(found: FoundMasks) -> str:
+    """Return what is locked, before training: how many weights, what share of them, and how that is known."""
+    weights = sum(mask.numel() for mask in found.masks.values())
+    return (
+        f"masks (from the {found.origin}): {len(found.masks)} prunable weights of {weights:,} elements, "
+        f"{found.masks.total_sparsity():.2%} of them zero and locked"
+    )
+
+
 def open_output(job: Job) -> None:
     """Make the run folder, with nothing in it of an earlier run."""
     job.output.mkdir(parents=True, exist_ok=True)
@@ -181,7 +230,7 @@ def open_output(job: Job) -> None:
     write_json(job.output / "provenance.json", about)
 
 
-def train(job: Job, console: Console) -> float:
+def train(job: Job, teacher: PreTrainedModel | None, console: Console) -> float:
     """Run the `Trainer`; return the seconds it took."""
     between_epochs = (lambda: job.measure(VALIDATION)) if job.recipe.training.evaluate == "epoch" else None
     progress = ProgressReport(console, f"fine-tuning {job.output.name}", job.output / LOG, between_epochs)
@@ -191,11 +240,12 @@ def train(job: Job, console: Console) -> float:
             trainer = TaskTrainer(
                 model=job.model,
                 args=training_arguments(job),
-                train_dataset=job.splits[TRAIN],
+                train_dataset=job.splits[TRAIN].encoded,
                 data_collator=job.collate,
                 callbacks=[progress, *lock],
             )
-            trainer.task = job.recipe.task
+            trainer.kind = job.kind
+            trainer.teacher, trainer.distillation = teacher, job.recipe.distillation
             trainer.remove_callback(PrinterCallback)
             started = time.perf_counter()
             trainer.train()
@@ -235,7 +285,7 @@ def training_arguments(job: Job) -> TrainingArguments:
 def total_steps(job: Job) -> int:
     """Return the number of optimizer steps of the run; an epoch's last batch may be smaller."""
     training = job.recipe.training
-    return training.epochs * -(-len(job.splits[TRAIN]) // training.batch_size)
+    return training.epochs * -(-len(job.splits[TRAIN].encoded) // training.batch_size)
 
 
 def append_final(job: Job, metrics: dict[str, dict[str, float]]) -> None:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
 
 from sparse_pretrain.checkpoint.contents import CheckpointModel
+from sparse_pretrain.finetune.recipe import FinetuneRecipe
 from sparse_pretrain.models.prunable import prunable_weights
 from sparse_pretrain.pruning.masks import MaskSet
 from tests.tiny import VOCABULARY, WORDS, tiny_tokenizer
@@ -101,3 +102,46 @@ def write_pairs(path: Path, rows: int, seed: int = 0) -> Path:
         lines.append(f"x\t{5 * same / 4}\t{' '.join(first)}\t{' '.join(second)}\n")
     path.write_text("".join(lines), encoding="utf-8")
     return path
+
+
+def recipe(
+    folder: Path, output: Path, model: str = "sparse", task: Any = None, sections: Any = None, **training: Any
+) -> FinetuneRecipe:
+    """A quick run on the sentence task (`task` replaces settings of it); `sections` replace other ones."""
+    sentences = {
+        "kind": "classification",
+        "train": str(folder / "sentences.csv"),
+        "text": "text",
+        "label": "label",
+        "labels": ["bad", "good"],
+        "validation_size": 60,
+    }
+    fast = {
+        "epochs": 3,
+        "batch_size": 16,
+        "learning_rate": 1e-2,
+        "max_length": 32,
+        "precision": "fp32",
+        "dropout": 0.0,
+    }
+    values = {
+        "output": str(output),
+        "model": str(folder / model),
+        "task": sentences | (task or {}),
+        "training": fast | training,
+    }
+    return FinetuneRecipe.model_validate(values | (sections or {}))
+
+
+def pairs(folder: Path) -> dict[str, Any]:
+    """The task settings of the pairs' file."""
+    return {
+        "kind": "regression",
+        "train": str(folder / "pairs.tsv"),
+        "columns": ["id", "score", "one", "two"],
+        "text": "one",
+        "text_pair": "two",
+        "label": "score",
+        "labels": [],
+        "label_scale": 5,
+    }

@@ -11,7 +11,6 @@ from rich.console import Console
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from sparse_pretrain.checkpoint.inspect import inspect
-from sparse_pretrain.checkpoint.release import release
 from sparse_pretrain.config.load import load_recipe
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.finetune.evaluate import evaluate
@@ -20,63 +19,9 @@ from sparse_pretrain.finetune.recipe import FinetuneRecipe
 from sparse_pretrain.finetune.train import finetune
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 from sparse_pretrain.shipped import shipped_recipes
-from tests.finetune.models import SPARSITY, dense_folder, tiny_contents, write_pairs, write_sentences
+from tests.finetune.models import SPARSITY, pairs, recipe
 
 SHIPPED = [path.stem for path in shipped_recipes() if path.stem.startswith("finetune-")]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sparse release, a dense encoder, and two labelled files."""
-    folder = tmp_path_factory.mktemp("inputs")
-    release(
-        tiny_contents(folder / "checkpoint-model", next_sentence=True), folder / "sparse", Console(quiet=True)
-    )
-    dense_folder(folder / "dense")
-    write_sentences(folder / "sentences.csv", 240)
-    write_pairs(folder / "pairs.tsv", 240)
-    return folder
-
-
-def recipe(
-    folder: Path, output: Path, model: str = "sparse", task: Any = None, **training: Any
-) -> FinetuneRecipe:
-    sentences = {
-        "kind": "classification",
-        "train": str(folder / "sentences.csv"),
-        "text": "text",
-        "label": "label",
-        "labels": ["bad", "good"],
-        "validation_size": 60,
-    }
-    fast = {
-        "epochs": 3,
-        "batch_size": 16,
-        "learning_rate": 1e-2,
-        "max_length": 32,
-        "precision": "fp32",
-        "dropout": 0.0,
-    }
-    values = {
-        "output": str(output),
-        "model": str(folder / model),
-        "task": sentences | (task or {}),
-        "training": fast | training,
-    }
-    return FinetuneRecipe.model_validate(values)
-
-
-def pairs(folder: Path) -> dict[str, Any]:
-    return {
-        "kind": "regression",
-        "train": str(folder / "pairs.tsv"),
-        "columns": ["id", "score", "one", "two"],
-        "text": "one",
-        "text_pair": "two",
-        "label": "score",
-        "labels": [],
-        "label_scale": 5,
-    }
 
 
 def test_classification_learns_keeps_every_zero_and_measures_the_same_again(
@@ -270,7 +215,7 @@ def test_shipped_recipes_are_there() -> None:
         ("task.metric=f1", "does not fit regression; one of spearman, pearson, rmse"),
         ("training.epochs=0", "training.epochs = 0"),
         ("task.sub=mnli", "unknown key; did you mean 'subset'"),
-        ("masks=locked", "masks = 'locked': should be 'lock' or 'ignore'"),
+        ("masks=locked", "masks = 'locked': should be 'lock', 'require' or 'ignore'"),
     ],
 )
 def test_wrong_recipes_say_what_would_be_right(override: str, message: str) -> None:
