@@ -171,23 +171,6 @@ def launch_pipeline(
         typer.echo(f"sparse-pretrain launch status {pipeline.output}")
 
 
-def launch_pipeline_here(
-    file: str, overrides: Sequence[str], ranks: int, bind: bool, redo: Sequence[str]
-) -> int:
-    """Run a pipeline's stages on this machine; return the exit code."""
-    from launcher.pipeline.here import run_pipeline_here
-    from launcher.pipeline.spec import load_pipeline
-    from launcher.pipeline.stages import stage_jobs
-    from launcher.site import Site
-
-    pipeline = load_pipeline(file, overrides)
-    # What a cluster's site says does not hold here.
-    stages = stage_jobs(pipeline, None, Path.cwd(), lambda _: (Site(), None))
-    return run_pipeline_here(
-        file, stages, pipeline.output.absolute(), ranks, bind, redo, lambda line: typer.echo(line, err=True)
-    )
-
-
 def render_command(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,

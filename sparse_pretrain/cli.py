@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from data_prep.cli import tokenizer_app
-from launcher import cli_doctor, cli_slurm, cli_watch
+from launcher import cli_doctor, cli_local, cli_slurm, cli_watch
 from sparse_pretrain import __version__, cli_finetune
 from sparse_pretrain.cli_checkpoint import app as checkpoint_app
 from sparse_pretrain.cli_options import (
@@ -163,53 +163,7 @@ def teacher_logits(
         print_json(facts)
 
 
-@launch_app.command("local")
-def launch_local_command(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
-    nproc: Annotated[
-        int, typer.Option(help="ranks on this machine; 0: one per GPU, or one when there is none", min=0)
-    ] = 0,
-    allow_change: AllowChangeOption = False,
-    bind: Annotated[
-        bool,
-        typer.Option(
-            "--bind/--no-bind",
-            help="give each rank cores of its own, by NUMA node and near its GPU; "
-            "not where OMP_PROC_BIND or OMP_PLACES is set or ranks outnumber cores",
-        ),
-    ] = True,
-    redo: Annotated[
-        Optional[list[str]],  # noqa: UP045 - typer evaluates the annotation
-        typer.Option(help="of a pipeline: do this stage anew although it is done; repeatable"),
-    ] = None,
-) -> None:
-    """Start `train` on several ranks of this machine.
-
-    A file with `stages` is a pipeline: its stages run here one after the other; what is done is not done again.
-
-    Example: `sparse-pretrain launch local bert-base-85 --nproc 8 engine.stage=1`
-    """
-    from launcher.environment import find_machine
-    from launcher.local import launch_local
-    from launcher.pipeline.spec import is_pipeline
-    from sparse_pretrain.checkpoint.fence import refuse_second_writer
-    from sparse_pretrain.checkpoint.layout import CHECKPOINTS
-    from sparse_pretrain.config.recipe import TrainRecipe
-
-    ranks = nproc or max(1, len(find_machine().gpus))
-    if is_pipeline(recipe):
-        from launcher.cli_slurm import launch_pipeline_here
-
-        raise typer.Exit(launch_pipeline_here(recipe, overrides or [], ranks, bind, redo or []))
-    settings = load_recipe(recipe, overrides or [], TrainRecipe)
-    # Before ranks make log files in a folder that another run writes to.
-    refuse_second_writer(settings.output / CHECKPOINTS)
-    command = ["train", recipe, *(overrides or []), *(["--allow-change"] if allow_change else [])]
-    raise typer.Exit(launch_local(command, ranks, settings.output, bind=bind))
-
-
-for part in (cli_slurm, cli_watch, cli_doctor):
+for part in (cli_local, cli_slurm, cli_watch, cli_doctor):
     part.register(launch_app)
 
 
