@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from launcher import cli_doctor, cli_slurm, cli_watch
-from sparse_pretrain import __version__
+from sparse_pretrain import __version__, cli_export
 from sparse_pretrain.cli_checkpoint import app as checkpoint_app
 from sparse_pretrain.cli_options import (
     AllowChangeOption,
@@ -42,6 +42,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(launch_app, name="launch")
 app.add_typer(bench_app, name="bench")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(cli_export.app, name="export")
 
 
 @app.command("recipes")
