@@ -5,7 +5,7 @@ Libraries are imported inside the commands: `--help` must not wait for torch.
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -91,3 +91,87 @@ def unpack_command(
         print_json(facts)
         return
     console.print(f"{out}: {facts['tensors']} tensors, {show_bytes(facts['bytes'])}", soft_wrap=True)
+
+
+class Weights(StrEnum):
+    """In what precision `openvino` stores weights."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
+TextsOption = Annotated[
+    Optional[Path],  # noqa: UP045 - typer evaluates the annotation
+    typer.Option(help="sentences to check with, one a line (UTF-8); default: random tokens"),
+]
+InputsOption = Annotated[int, typer.Option(help="number of inputs to check with", min=1)]
+
+
+@app.command("onnx")
+def onnx_command(
+    model: ModelArgument,
+    out: OutArgument,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="also write model.int8.onnx: onnxruntime's dynamic int8, untrained")
+    ] = False,
+    texts: TextsOption = None,
+    inputs: InputsOption = 100,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write `model.onnx`, task head included, for any batch and length, and compare it with torch.
+
+    Exit code 1, and nothing is written, when an output differs by more than 1e-4 of the largest. The int8 file's
+    difference is stated only.
+
+    Try: `sparse-pretrain export onnx runs/sst2 runs/sst2/onnx --int8 --texts sentences.txt`
+    """
+    from sparse_pretrain.export.onnx import export_onnx
+
+    console = Console(stderr=as_json)
+    facts = export_onnx(model, out, console, int8, texts, inputs, overwrite)
+    print_json(facts) if as_json else say_files(out, facts, console)
+
+
+@app.command("openvino")
+def openvino_command(
+    model: ModelArgument,
+    out: OutArgument,
+    dtype: Annotated[Weights, typer.Option("--dtype", help="precision of the stored weights")] = Weights.FP16,
+    sparse_rate: Annotated[
+        Optional[float],  # noqa: UP045 - typer evaluates the annotation
+        typer.Option(
+            help="share of zeros from which OpenVINO leaves a matrix's zeros out; default: a little below the model's"
+        ),
+    ] = None,
+    texts: TextsOption = None,
+    inputs: InputsOption = 100,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write `openvino_model.xml` and `.bin`, task head included, and compare them with torch.
+
+    The setting for sparse weights stands in `export.json`: `load_openvino` compiles with it. OpenVINO uses it for
+    8-bit weights on CPUs with AMX, and ignores it elsewhere.
+
+    Try: `sparse-pretrain export openvino runs/sst2 runs/sst2/openvino --dtype fp16`
+    """
+    from sparse_pretrain.export.openvino import export_openvino
+
+    console = Console(stderr=as_json)
+    facts = export_openvino(model, out, console, dtype.value, sparse_rate, texts, inputs, overwrite)
+    print_json(facts) if as_json else say_files(out, facts, console)
+
+
+def say_files(out: Path, facts: dict[str, Any], console: Console) -> None:
+    """Print a line for each exported file: size, and how far its outputs are from torch's."""
+    from sparse_pretrain.files import show_bytes
+
+    for name, file in facts["files"].items():
+        console.print(
+            f"{out / name}: {show_bytes(file['bytes'])}; {facts['model']}; largest difference from torch "
+            f"{file['max_difference']:.2g} of {file['largest_output']:.3g}, same answer {file['same_answer']:.2%} "
+            f"({file['inputs']} inputs, {facts['checked_with']})",
+            soft_wrap=True,
+            highlight=False,
+        )
