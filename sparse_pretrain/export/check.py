@@ -1,6 +1,6 @@
 """Does an exported model answer like the torch model? On a hundred inputs, the largest difference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,17 +48,15 @@ class Agreement:
 
 
 def answers(
-    run: Run, batches: Sequence[Batch], advance: Callable[[], Any] = lambda: None
-) -> list[list[Array]]:
-    """Return the outputs of every batch."""
-    found = []
+    run: Run, batches: Iterable[Batch], advance: Callable[[], Any] = lambda: None
+) -> Iterator[list[Array]]:
+    """Yield the outputs of every batch: a masked-language model's are gigabytes in all."""
     for batch in batches:
-        found.append(run(batch))
+        yield run(batch)
         advance()
-    return found
 
 
-def compare(reference: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) -> Agreement:
+def compare(reference: Iterable[Sequence[Array]], other: Iterable[Sequence[Array]]) -> Agreement:
     """Compare outputs, batch by batch, output by output; NaN in one of them is an infinite difference.
 
     Raises:

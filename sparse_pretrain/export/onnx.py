@@ -79,7 +79,8 @@ def reference(source: str | Path, texts: Path | None, inputs: int, console: Cons
     inputs_in_batches = batches(rows, layout, model.config.pad_token_id or 0, CHECK_BATCH)
     with progress_bar(console, transient=True) as bar:
         task = bar.add_task("torch", total=len(inputs_in_batches), numbers="batches")
-        found = answers(torch_runner(model, layout.names), inputs_in_batches, lambda: bar.advance(task))
+        run = torch_runner(model, layout.names)
+        found = list(answers(run, inputs_in_batches, lambda: bar.advance(task)))
     return Reference(model, layout, inputs_in_batches, found, texts is not None)
 
 
