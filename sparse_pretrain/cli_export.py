@@ -33,6 +33,14 @@ class Values(StrEnum):
     INT8 = "int8"
 
 
+class Others(StrEnum):
+    """In what precision `bitmask` stores the tensors that are not prunable matrices."""
+
+    EXACT = "exact"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
 @app.command("bitmask")
 def bitmask_command(
     model: ModelArgument,
@@ -41,13 +49,16 @@ def bitmask_command(
         Values,
         typer.Option("--dtype", help="of the non-zero weights; int8: a scale for every output row"),
     ] = Values.EXACT,
+    others: Annotated[
+        Others, typer.Option("--others", help="of everything else, embeddings above all")
+    ] = Others.EXACT,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write one bit a prunable weight and the non-zero values: safetensors with a checksum inside.
 
-    Everything but the prunable matrices is stored as it is. `export unpack` and `load_bitmask` give the dense
-    weights back, bit by bit; with int8, the quantised ones.
+    Everything but the prunable matrices is stored as it is, or as `--others` says. `export unpack` and
+    `load_bitmask` give the dense weights back, bit by bit unless you asked for less.
 
     Try: `sparse-pretrain export bitmask runs/bert-base-85/release runs/bert-base-85/bitmask --dtype fp16`
     """
@@ -55,7 +66,7 @@ def bitmask_command(
     from sparse_pretrain.files import show_bytes
 
     console = Console(stderr=as_json)
-    facts = export_bitmask(model, out, console, dtype.value, overwrite)
+    facts = export_bitmask(model, out, console, dtype.value, overwrite, others.value)
     if as_json:
         print_json(facts)
         return

@@ -6,7 +6,8 @@ For each prunable matrix `NAME` of n elements, row-major, the file holds
 - `NAME.values`: the kept elements in order; F32, BF16, F16 or I8.
 - `NAME.scale`: F32 [rows], only with I8: element = value x scale of its row.
 
-Every other tensor is stored under its own name as it is. The metadata of the header has `format` =
+Every other tensor is stored under its own name, as it is or, where asked, as BF16 or F16; `others` = JSON {NAME:
+dtype} has the type that such a tensor had. The metadata of the header has that, and `format` =
 `sparse-bitmask-1`, `matrices` = JSON {NAME: {shape, dtype}} (dtype: of the dense matrix), `masks` = `file` or
 `zeros` (what the bits were read from), `source_metadata` = JSON of the original file's metadata, and `checksum`
 (see `stream.write_stream`).
@@ -32,6 +33,8 @@ from sparse_pretrain.export.source import Source, open_source
 from sparse_pretrain.export.stream import DTYPES, NAMES, checksum_problem, write_stream
 from sparse_pretrain.export.target import EXPORT_FILE, copy_companions, staged_folder
 from sparse_pretrain.export.values import (
+    FLOATS,
+    Others,
     Precision,
     check_range,
     dequantise,
@@ -59,7 +62,12 @@ def kept(matrix: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def export_bitmask(
-    source: str | Path, out: Path, console: Console, precision: Precision = "exact", overwrite: bool = False
+    source: str | Path,
+    out: Path,
+    console: Console,
+    precision: Precision = "exact",
+    overwrite: bool = False,
+    others: Others = "exact",
 ) -> Facts:
     """Write a model folder's weights in the bitmask format, config and tokenizer beside them.
 
@@ -71,6 +79,7 @@ def export_bitmask(
         console: shows progress and warns of a dense model.
         precision: of the non-zero values; `exact`: their own.
         overwrite: replace an earlier export at `out`.
+        others: precision of the tensors that are not prunable matrices (embeddings above all).
 
     Returns:
         JSON-able: sizes in bytes, numbers of weights and of those that are kept.
@@ -80,7 +89,7 @@ def export_bitmask(
     """
     out = out.expanduser()
     with open_source(source) as opened, staged_folder(out, overwrite) as folder:
-        plan, facts = plan_file(opened, precision, console)
+        plan, facts = plan_file(opened, precision, console, others)
         metadata = {
             "format": FORMAT,
             "matrices": json.dumps(
@@ -93,6 +102,13 @@ def export_bitmask(
                 }
             ),
             "masks": "zeros" if opened.masks is None else "file",
+            "others": json.dumps(
+                {
+                    name: NAMES[tensor.dtype]
+                    for name, tensor in opened.tensors.items()
+                    if name in plan and plan[name].dtype != tensor.dtype
+                }
+            ),
             "source_metadata": json.dumps({"format": "pt"}),
         }
         with progress_bar(console, transient=True) as bar:
@@ -101,7 +117,14 @@ def export_bitmask(
                 folder / BITMASK_FILE, announce(plan, lambda: bar.advance(task)), metadata, checksum=True
             )
         copy_companions(opened.folder, folder)
-        facts = {"format": FORMAT, "source": str(source), "precision": precision, "bytes": written, **facts}
+        facts = {
+            "format": FORMAT,
+            "source": str(source),
+            "precision": precision,
+            "others": others,
+            "bytes": written,
+            **facts,
+        }
         write_json(folder / EXPORT_FILE, facts)
     return facts
 
@@ -119,9 +142,15 @@ def announce(tensors: dict[str, LazyTensor], advance: Callable[[], Any]) -> dict
     return {name: LazyTensor(tensor.dtype, tensor.shape, tell(tensor)) for name, tensor in tensors.items()}
 
 
-def plan_file(source: Source, precision: Precision, console: Console) -> tuple[dict[str, LazyTensor], Facts]:
+def plan_file(
+    source: Source, precision: Precision, console: Console, others: Others = "exact"
+) -> tuple[dict[str, LazyTensor], Facts]:
     """Count what is kept of every matrix; return what will be written, and the totals."""
-    plan = {name: tensor for name, tensor in source.tensors.items() if name not in source.prunable}
+    plan = {
+        name: converted(name, tensor, others)
+        for name, tensor in source.tensors.items()
+        if name not in source.prunable
+    }
     weights = count = payload = zeros = 0
     with progress_bar(console, transient=True) as bar:
         for name in bar.track(source.prunable, description="counting zeros"):
@@ -156,6 +185,19 @@ def plan_file(source: Source, precision: Precision, console: Console) -> tuple[d
         ),
         "dense_bytes": dense,
     }
+
+
+def converted(name: str, tensor: LazyTensor, others: Others) -> LazyTensor:
+    """Return a tensor that is no prunable matrix in the precision asked for; integers stay as they are."""
+    if others == "exact" or not tensor.dtype.is_floating_point:
+        return tensor
+
+    def load() -> Tensor:
+        values = tensor.load()
+        check_range(name, values, others)
+        return values.to(FLOATS[others])
+
+    return LazyTensor(FLOATS[others], tensor.shape, load)
 
 
 def mask_of(source: Source, name: str) -> Tensor | None:
@@ -200,7 +242,8 @@ class BitmaskFile:
     Attributes:
         path: of the file.
         matrices: shape and dense type of each matrix that is stored in parts.
-        plain: names of the tensors that are stored as they are.
+        plain: names of the tensors that are stored whole.
+        others: of these, the original type of those that were stored in another.
         masks_from_file: the bits are masks of a mask file, not just where values are.
         source_metadata: of the dense file's header.
     """
@@ -208,6 +251,7 @@ class BitmaskFile:
     path: Path
     matrices: dict[str, tuple[torch.Size, torch.dtype]]
     plain: list[str]
+    others: dict[str, torch.dtype]
     masks_from_file: bool
     source_metadata: dict[str, str]
 
@@ -217,9 +261,9 @@ class BitmaskFile:
             found = {}
             for name in self.plain:
                 part = file.get_slice(name)
-                found[name] = LazyTensor(
-                    DTYPES[part.get_dtype()], torch.Size(part.get_shape()), self._loader(name, self._plain)
-                )
+                dtype = self.others.get(name, DTYPES[part.get_dtype()])
+                shape = torch.Size(part.get_shape())
+                found[name] = LazyTensor(dtype, shape, self._loader(name, self._plain))
         for name, (shape, dtype) in self.matrices.items():
             found[name] = LazyTensor(dtype, shape, self._loader(name, self.dense))
         return found
@@ -263,7 +307,7 @@ class BitmaskFile:
     def _plain(self, name: str) -> Tensor:
         with safe_open(self.path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
-            return tensor
+            return tensor.to(self.others.get(name, tensor.dtype))
 
     @staticmethod
     def _loader(name: str, load: Callable[[str], Tensor]) -> Callable[[], Tensor]:
@@ -291,6 +335,7 @@ def open_bitmask(path: str | Path) -> BitmaskFile:
             name: (torch.Size(entry["shape"]), DTYPES[entry["dtype"]])
             for name, entry in json.loads(metadata["matrices"]).items()
         }
+        others = {name: DTYPES[dtype] for name, dtype in json.loads(metadata["others"]).items()}
         source_metadata = dict(json.loads(metadata["source_metadata"]))
     except FileNotFoundError:
         raise UserError(
@@ -302,9 +347,8 @@ def open_bitmask(path: str | Path) -> BitmaskFile:
     for name, (shape, _) in matrices.items():
         if not {f"{name}.bits", f"{name}.values"} <= names or math.prod(shape) < 0:
             raise UserError(f"{file}: {name} is not whole")
-    return BitmaskFile(
-        file, matrices, sorted(names - parts), metadata.get("masks") == "file", source_metadata
-    )
+    from_file = metadata.get("masks") == "file"
+    return BitmaskFile(file, matrices, sorted(names - parts), others, from_file, source_metadata)
 
 
 def load_bitmask(path: str | Path) -> dict[str, Tensor]:

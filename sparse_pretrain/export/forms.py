@@ -125,6 +125,8 @@ def weigh_weights(
             target = folder / f"bitmask-{precision}"
             packed[precision] = export_bitmask(source, target, quiet, precision)
             sizes[f"bitmask {precision}"] = packed[precision]["bytes"]
+        small = export_bitmask(source, folder / "bitmask-small", quiet, "int8", others="fp16")
+        sizes["bitmask int8, rest fp16"] = small["bytes"]
         dense = folder / "dense"
         sizes["safetensors dense"] = unpack(folder / "bitmask-fp32" / BITMASK_FILE, dense, quiet)["bytes"]
         sizes["safetensors dense, gzip"] = gzip_size(dense / "model.safetensors", folder / "dense.gz")

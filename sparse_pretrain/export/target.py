@@ -15,7 +15,7 @@ from sparse_pretrain.pruning.masks import MASK_FILE
 # What every export writes about itself; only a folder that has it is ever overwritten.
 EXPORT_FILE = "export.json"
 # Not for an export: they belong to the weights as released. README and checksums would be wrong beside others.
-NOT_COPIED = {*WEIGHT_FILES, MASK_FILE, SPARSITY_FILE, EXPORT_FILE, "README.md", "recipe.yaml"}
+NOT_COPIED = {*WEIGHT_FILES, MASK_FILE, SPARSITY_FILE, EXPORT_FILE, "README.md"}
 NOT_COPIED_SUFFIXES = {".safetensors", ".bin", ".onnx", ".xml", ".pt", ".pth", ".h5", ".msgpack"}
 
 

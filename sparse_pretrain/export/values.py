@@ -8,6 +8,7 @@ from torch import Tensor
 from sparse_pretrain.errors import UserError
 
 Precision = Literal["exact", "fp32", "bf16", "fp16", "int8"]
+Others = Literal["exact", "bf16", "fp16"]
 FLOATS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INT8_LARGEST = 127
 

@@ -1,5 +1,6 @@
 """The bitmask format: exact, small, and never loaded when damaged."""
 
+import gzip
 import json
 import weakref
 from functools import partial
@@ -132,6 +133,18 @@ def test_every_precision_gives_its_values_and_the_promised_size(
             expected = weight.to(FLOATS[precision]).to(torch.float32)
         assert dense[name].dtype == torch.float32
         assert bit_patterns(dense[name]) == bit_patterns(expected), name
+
+
+def test_the_other_tensors_in_fp16_come_back_in_their_own_type(released: Path, tmp_path: Path) -> None:
+    facts = export_bitmask(released, tmp_path / "out", QUIET, "int8", others="fp16")
+    opened, dense = open_bitmask(tmp_path / "out"), load_bitmask(tmp_path / "out")
+    original = load_file(released / "model.safetensors")
+    for name in opened.plain:
+        assert dense[name].dtype == torch.float32
+        assert torch.equal(dense[name], original[name].half().float())
+    others = sum(original[name].numel() for name in opened.plain)
+    gzipped = len(gzip.compress((released / "model.safetensors").read_bytes()))
+    assert facts["prunable_bytes"] + 2 * others < gzipped
 
 
 @pytest.mark.parametrize("sparsity", [0.85, 0.9])
