@@ -8,9 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sparse_pretrain.telemetry.drawing import BLUE, KIND_COLOURS, ORANGE, STYLE, save
+from sparse_pretrain.telemetry.drawing import BLACK, BLUE, GREEN, ORANGE, PINK, SKY, STYLE, save
 
 Facts = dict[str, Any]
+# Other colours than dense and sparse have on the right: models stand in the order they were given.
+SIZE_COLOURS = (GREEN, PINK, SKY, BLACK)
 
 
 def draw(facts: Facts, path: Path) -> Path:
@@ -42,7 +44,7 @@ def draw_sizes(axes: Axes, models: list[Facts]) -> None:
             values,
             width,
             label=f"{model['label']} ({model['sparsity']:.0%} zeros)",
-            color=KIND_COLOURS[number % len(KIND_COLOURS)],
+            color=SIZE_COLOURS[number % len(SIZE_COLOURS)],
         )
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
     axes.set_yticks(places + 0.4 - width / 2, names)
@@ -57,7 +59,14 @@ def draw_times(axes: Axes, rows: list[Facts], cell: tuple[int, int]) -> None:
     for number, (role, colour) in enumerate((("dense", BLUE), ("sparse", ORANGE))):
         values = [row[role]["median_ms"] for row in rows]
         bars = axes.bar(places + 0.4 * number, values, 0.4, label=role, color=colour)
-        axes.bar_label(bars, fmt="%.3g", fontsize=6)
+        axes.bar_label(bars, [show_time(value) for value in values], fontsize=6, rotation=90, padding=2)
     axes.set_xticks(places + 0.2, [row["engine"] for row in rows], rotation=40, ha="right")
     axes.set(title=f"batch {cell[0]}, length {cell[1]}", ylabel="ms a call, median")
-    axes.legend()
+    # Room for the upright numbers and the legend.
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])
+    axes.legend(loc="upper left", ncols=2)
+
+
+def show_time(milliseconds: float) -> str:
+    """Return milliseconds in three digits or more: `0.29`, `28.7`, `3,716`."""
+    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
