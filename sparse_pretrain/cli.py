@@ -13,7 +13,7 @@ from rich.console import Console
 
 from data_prep.cli import tokenizer_app
 from launcher import cli_doctor, cli_local, cli_slurm, cli_watch
-from sparse_pretrain import __version__, cli_finetune
+from sparse_pretrain import __version__, cli_export, cli_finetune
 from sparse_pretrain.cli_checkpoint import app as checkpoint_app
 from sparse_pretrain.cli_options import (
     AllowChangeOption,
@@ -44,6 +44,7 @@ app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(launch_app, name="launch")
 app.add_typer(bench_app, name="bench")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(cli_export.app, name="export")
 
 
 @app.command("recipes")

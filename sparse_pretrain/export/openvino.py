@@ -1,0 +1,138 @@
+"""OpenVINO IR (fp32, fp16), made from the checked ONNX graph; with the compile setting for sparse weights."""
+
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from sparse_pretrain.errors import UserError
+from sparse_pretrain.export.check import FP16_TOLERANCE, FP32_TOLERANCE, answers, compare, must_agree
+from sparse_pretrain.export.onnx import CHECK_INPUTS, ONNX_FILE, Facts, companions, reference, write_onnx
+from sparse_pretrain.export.runners import Run, openvino_runner, require
+from sparse_pretrain.export.target import EXPORT_FILE, staged_folder
+from sparse_pretrain.files import read_json, write_json
+from sparse_pretrain.models.prunable import prunable_weights
+from sparse_pretrain.telemetry.bar import progress_bar
+
+# The names that optimum-intel looks for.
+XML_FILE = "openvino_model.xml"
+BIN_FILE = "openvino_model.bin"
+SPARSE_RATE = "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE"
+# On CPUs with AMX OpenVINO computes in bf16 unless told otherwise: no base for a check.
+EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+# Below the target: single matrices scatter around it, and one below the rate stays dense.
+MARGIN = 0.05
+# With fewer zeros, unpacking costs more than the memory traffic it saves.
+LEAST_RATE = 0.5
+
+
+def export_openvino(
+    source: str | Path,
+    out: Path,
+    console: Console,
+    precision: Literal["fp32", "fp16"] = "fp16",
+    sparse_rate: float | None = None,
+    texts: Path | None = None,
+    inputs: int = CHECK_INPUTS,
+    overwrite: bool = False,
+) -> Facts:
+    """Write a model as OpenVINO IR, config and tokenizer beside it.
+
+    Args:
+        source: release, fine-tuned model, bitmask folder, any Hugging Face folder or hub name.
+        out: the folder to make.
+        console: shows progress.
+        precision: of the stored weights; computation is the compiler's choice.
+        sparse_rate: share of zeros, in [0, 1], from which a matrix is compiled with its zeros left out; kept in
+            `export.json`, for IR has no place for it. None: from the model's own zeros.
+        texts: a file of sentences to check with; None: random tokens.
+        inputs: how many to check with.
+        overwrite: replace an earlier export at `out`.
+
+    Returns:
+        JSON-able: size in bytes, agreement with torch, compile settings.
+
+    Raises:
+        UserError: no such model, a package is missing, or the disk refused.
+        CheckError: the written model answers differently from torch.
+    """
+    for package in ("onnx", "onnxscript", "openvino"):
+        require(package)
+    if sparse_rate is not None and not 0.0 <= sparse_rate <= 1.0:
+        raise UserError(f"--sparse-rate = {sparse_rate}: must be between 0 and 1, such as 0.8")
+    out = out.expanduser()
+    with staged_folder(out, overwrite) as folder:
+        torch_side = reference(source, texts, inputs, console)
+        with (
+            console.status("torch to ONNX to OpenVINO"),
+            tempfile.TemporaryDirectory(dir=out.parent) as scratch,
+        ):
+            graph = Path(scratch) / ONNX_FILE
+            write_onnx(torch_side.model, torch_side.layout, graph)
+            write_ir(graph, folder / XML_FILE, precision)
+        weights = prunable_weights(torch_side.model).values()
+        zeros = sum(weight.numel() - int(torch.count_nonzero(weight)) for weight in weights)
+        sparsity = zeros / sum(weight.numel() for weight in weights)
+        settings = compile_settings(sparsity, sparse_rate)
+        tolerance = FP16_TOLERANCE if precision == "fp16" else FP32_TOLERANCE
+        with progress_bar(console, transient=True) as bar:
+            task = bar.add_task(XML_FILE, total=len(torch_side.batches), numbers="batches")
+            run = openvino_runner(folder / XML_FILE, {**settings, **EXACT}, torch.get_num_threads())
+            agreement = compare(
+                torch_side.answers, answers(run, torch_side.batches, lambda: bar.advance(task))
+            )
+        must_agree(agreement, tolerance, XML_FILE)
+        companions(source, torch_side.model, folder)
+        facts: Facts = {
+            "format": "openvino",
+            "source": str(source),
+            "model": type(torch_side.model).__name__,
+            "precision": precision,
+            "sparsity": sparsity,
+            "compile_settings": settings,
+            "inputs": list(torch_side.layout.names),
+            "checked_with": "sentences" if torch_side.real else "random tokens",
+            "files": {
+                XML_FILE: {
+                    "bytes": sum((folder / name).stat().st_size for name in (XML_FILE, BIN_FILE)),
+                    "tolerance": tolerance,
+                    **agreement.to_json(),
+                }
+            },
+        }
+        write_json(folder / EXPORT_FILE, facts)
+    return facts
+
+
+def write_ir(graph: Path, file: Path, precision: Literal["fp32", "fp16"]) -> None:
+    """Convert an ONNX file to `.xml` and `.bin`."""
+    import openvino
+
+    openvino.save_model(openvino.convert_model(graph), file, compress_to_fp16=precision == "fp16")
+
+
+def compile_settings(sparsity: float, rate: float | None) -> dict[str, float]:
+    """Return the compiler's settings for a model of this sparsity; none where leaving out zeros would not pay."""
+    if rate is None:
+        rate = round(sparsity - MARGIN, 2)
+        return {SPARSE_RATE: rate} if rate >= LEAST_RATE else {}
+    return {SPARSE_RATE: rate}
+
+
+def load_openvino(folder: Path, threads: int = 0, **settings: Any) -> Run:
+    """Return a runner of an exported folder, compiled with the settings it was exported with, and `settings`.
+
+    Args:
+        folder: what `export openvino` wrote.
+        threads: cores used; 0: OpenVINO's choice.
+        settings: override the folder's.
+
+    Raises:
+        UserError: no such export, or OpenVINO is not installed.
+    """
+    own = read_json(folder / EXPORT_FILE).get("compile_settings", {})
+    if not (folder / XML_FILE).is_file():
+        raise UserError(f"{folder}: no {XML_FILE} here (`sparse-pretrain export openvino` makes one)")
+    return openvino_runner(folder / XML_FILE, {**own, **settings}, threads)

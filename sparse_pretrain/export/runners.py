@@ -1,0 +1,107 @@
+"""One call for every engine: a batch of numpy arrays in, the model's outputs as numpy arrays out."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparse_pretrain.errors import UserError
+from sparse_pretrain.export.inputs import Array, Batch
+
+Run = Callable[[Batch], list[Array]]
+# Not outputs of a task; a pooler may be missing from what was saved, and be made up on loading.
+LEFT_OUT = {"loss", "hidden_states", "attentions", "past_key_values", "cross_attentions", "pooler_output"}
+
+
+def require(package: str) -> None:
+    """Import an optional package.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        __import__(package)
+    except ImportError as error:
+        raise UserError(f"{package} is not usable ({error}): pip install 'sparse-pretrain[export]'") from None
+
+
+class OutputsOnly(torch.nn.Module):
+    """A model whose forward takes its inputs in order and returns the task's outputs as a tuple."""
+
+    def __init__(self, model: PreTrainedModel, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+        self.train(False)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs, in the order of `output_names`."""
+        found = self.model(**dict(zip(self.names, inputs, strict=True)), return_dict=True)
+        return tuple(value for name, value in found.items() if is_output(name, value))
+
+
+def is_output(name: str, value: Any) -> bool:
+    """Say whether an entry of a model's output is one that is exported."""
+    return name not in LEFT_OUT and isinstance(value, Tensor)
+
+
+def output_names(model: PreTrainedModel, batch: Batch) -> list[str]:
+    """Return the names of the task's outputs, by running the model once."""
+    with torch.no_grad():
+        found = model(**{name: torch.from_numpy(array) for name, array in batch.items()}, return_dict=True)
+    return [name for name, value in found.items() if is_output(name, value)]
+
+
+def torch_runner(model: PreTrainedModel, names: tuple[str, ...]) -> Run:
+    """Return a runner by torch, on as many threads as torch is set to."""
+    wrapped = OutputsOnly(model, names)
+
+    def run(batch: Batch) -> list[Array]:
+        with torch.inference_mode():
+            return [output.numpy() for output in wrapped(*(torch.from_numpy(batch[name]) for name in names))]
+
+    return run
+
+
+def onnx_runner(file: Path, threads: int) -> Run:
+    """Return a runner by onnxruntime on the CPU.
+
+    Raises:
+        UserError: onnxruntime is not installed.
+    """
+    require("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return lambda batch: [np.asarray(output) for output in session.run(None, batch)]
+
+
+def openvino_runner(file: Path, settings: dict[str, Any], threads: int) -> Run:
+    """Return a runner by OpenVINO on the CPU.
+
+    Args:
+        file: `.xml` or `.onnx`.
+        settings: of the compiler, such as `CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE`.
+        threads: cores used.
+
+    Raises:
+        UserError: OpenVINO is not installed.
+    """
+    require("openvino")
+    import openvino
+
+    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_NUM_THREADS": threads, **settings})
+    outputs = len(compiled.outputs)
+
+    def run(batch: Batch) -> list[Array]:
+        found = compiled(batch)
+        return [np.array(found[number]) for number in range(outputs)]
+
+    return run

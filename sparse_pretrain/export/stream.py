@@ -1,0 +1,114 @@
+"""Safetensors in one pass with a checksum inside: the header is written first, its checksum filled in last."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparse_pretrain.checkpoint.checksum import CHUNK, Checksum
+from sparse_pretrain.checkpoint.tensor_file import ALIGNMENT, LazyTensor, chunks_of, loaded, write_all
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Stands in the header while the checksum (XXH3, 128 bits) is computed, over itself too.
+BLANK = "0" * 32
+KEY = b'"checksum":"'
+
+
+def write_stream(
+    path: Path, tensors: Mapping[str, Tensor | LazyTensor], metadata: Mapping[str, str], checksum: bool
+) -> int:
+    """Write a new safetensors file; of lazy tensors one is in memory at a time.
+
+    Args:
+        path: where.
+        tensors: wide types come first in the file (alignment), then by name: the library's order.
+        metadata: strings for the header.
+        checksum: add `checksum` to the metadata: XXH3-128 in hexadecimal of the file's bytes, with zeros in the
+            place of its own 32 digits.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        OSError: the disk refused; what was written so far stays.
+    """
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+    start = header(ordered, {**metadata, "checksum": BLANK} if checksum else metadata)
+    total, size = Checksum(start), len(start)
+    with path.open("wb", buffering=0) as file:
+        write_all(file.fileno(), memoryview(start))
+        for name, tensor in ordered.items():
+            size += write_tensor(file.fileno(), name, tensor, total)
+        if checksum:
+            os.pwrite(file.fileno(), total.hexdigest().encode(), start.index(KEY) + len(KEY))
+        os.fsync(file.fileno())
+    return size
+
+
+def write_tensor(descriptor: int, name: str, tensor: Tensor | LazyTensor, total: Checksum) -> int:
+    """Write one tensor's bytes and add them to the checksum; return their number."""
+    # A function of its own: nothing may hold on to this tensor while the next one is made.
+    size = 0
+    for chunk in chunks_of(tensor if isinstance(tensor, Tensor) else loaded(name, tensor)):
+        total.update(chunk)
+        size += len(chunk)
+        write_all(descriptor, chunk)
+    return size
+
+
+def header(tensors: Mapping[str, Tensor | LazyTensor], metadata: Mapping[str, str]) -> bytes:
+    """Return a safetensors header: length, compact JSON, spaces so that the tensors are aligned."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, tensor in tensors.items():
+        end = offset + tensor.shape.numel() * tensor.dtype.itemsize
+        entries[name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def checksum_problem(path: Path) -> str | None:
+    """Return why a file written with a checksum is not what was written, None when it is.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb", buffering=0) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            return f"truncated: {size:,} bytes end inside the header"
+        start = bytearray(length.to_bytes(8, "little") + file.read(length))
+        place = start.find(KEY)
+        if place < 0 or len(start) < place + len(KEY) + len(BLANK):
+            return "no checksum in its header"
+        digits = slice(place + len(KEY), place + len(KEY) + len(BLANK))
+        stored = bytes(start[digits])
+        start[digits] = BLANK.encode()
+        total = Checksum(bytes(start))
+        while chunk := file.read(CHUNK):
+            total.update(chunk)
+    return (
+        None if total.hexdigest().encode() == stored else "corrupt or truncated: its checksum does not match"
+    )
