@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data_prep.engine import Engine, LocalEngine
+from data_prep.parallel import warm_up
 from data_prep.progress import StageProgress, describe_counts, describe_source, tell
 from data_prep.recipe import PrepareRecipe
 from data_prep.resume import finished_before
@@ -58,6 +59,8 @@ def prepare(recipe: PrepareRecipe, console: Console, engine: Engine | None = Non
         FailedError: the disk is full, or a worker was killed.
     """
     sources = [open_source(section) for section in recipe.sources.values() if section is not None]
+    if engine is None:
+        warm_up(recipe.workers)
     tokenizer = load_tokenizer(recipe.tokenizer)
     check_sequence_length(recipe, tokenizer)
     hashes = [source.fingerprint() for source in sources]
