@@ -9,6 +9,7 @@ Everything else goes to the library.
 import json
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ class WordEncoder:
         ends = (np.flatnonzero(is_end) - np.arange(len(sentences))) * content.itemsize
         data = content.tobytes()
         starts = [0, *ends.tolist()]
-        return [data[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+        return [data[start:end] for start, end in pairwise(starts)]
 
 
 def spaced(text: str) -> str:

@@ -24,9 +24,7 @@ def split_sentences(text: str) -> list[str]:
     sentences = []
     tokenize = splitter().tokenize
     for paragraph in text.splitlines():
-        if POSSIBLE_END.search(paragraph) is None:  # titles, verses: the splitter would find nothing either
-            found = [paragraph]
-        else:
-            found = tokenize(paragraph)
+        # In titles and verses the splitter would find nothing either.
+        found = [paragraph] if POSSIBLE_END.search(paragraph) is None else tokenize(paragraph)
         sentences += filter(None, map(str.strip, found))
     return sentences
