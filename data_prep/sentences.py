@@ -21,7 +21,7 @@ def splitter() -> nupunkt.PunktSentenceTokenizer:
 
 def split_sentences(text: str) -> list[str]:
     """Return the sentences of a clean text (see `clean.clean`); none crosses a line, no character is lost."""
-    sentences = []
+    sentences: list[str] = []
     tokenize = splitter().tokenize
     for paragraph in text.splitlines():
         # In titles and verses the splitter would find nothing either.
