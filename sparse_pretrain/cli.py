@@ -96,7 +96,7 @@ def data_inspect(
     png: Annotated[Path | None, typer.Option(help="draw the rows' lengths to this file")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show counts, fill, row lengths, frequent and unknown tokens, decoded samples and an integrity check of a prepared folder.
+    """Show counts, fill, row lengths, frequent and unknown tokens, samples and an integrity check.
 
     Exit code 1 when a file is not what the manifest says.
     """
