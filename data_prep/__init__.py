@@ -13,12 +13,13 @@ What a document meets, in this order::
     pairs.py            BERT's segment pairs         |
     packed.py           full rows over documents     | the ways to make rows
     best_fit.py         full rows of whole documents |
-    shards.py           Arrow files that training maps
+    shards.py           Arrow files that training maps; arrow.py
 
 How it is run::
 
     text_steps.py       datatrove steps from a source's unit to a token file; text_stage.py makes the job
     row_steps.py        the step from token files to shards; row_stage.py makes the job
+    parallel.py         worker processes; worker_imports.py is what all of them need
     engine.py           runs jobs on this machine; engine_slurm.py on a cluster
     prepare.py          the whole, from recipe to manifest
     train_tokenizer.py  a tokenizer of the user's own text

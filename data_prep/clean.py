@@ -12,13 +12,17 @@ from data_prep.documents import Drop
 INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff\ud800-\udfff]"
 )
+ASCII_INVISIBLE = bytes(code for code in range(128) if INVISIBLE.match(chr(code)))
 REPAIRS = ftfy.TextFixerConfig(uncurl_quotes=False, fix_latin_ligatures=False, fix_character_width=False)
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 
 
 def clean(text: str) -> str:
     """Return the text's paragraphs, one a line: composed Unicode (NFC), single spaces, nothing invisible."""
-    visible = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
+    if text.isascii():  # the same, several times as fast
+        visible = text.encode().translate(None, ASCII_INVISIBLE).decode()
+    else:
+        visible = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
     paragraphs = (" ".join(line.split()) for line in visible.splitlines())
     return "\n".join(paragraph for paragraph in paragraphs if paragraph)
 

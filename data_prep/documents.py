@@ -79,7 +79,9 @@ def identify(text: str) -> int:
     Two documents with one identity are duplicates. Among 10 million documents the chance of a false
     duplicate is 3 in a million (n**2 / 2**65).
     """
-    normalised = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    # ASCII is its own normal form.
+    composed = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    normalised = " ".join(composed.casefold().split())
     return int.from_bytes(hashlib.blake2b(normalised.encode(), digest_size=8).digest(), "little")
 
 

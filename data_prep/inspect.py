@@ -13,12 +13,17 @@ from data_prep.progress import describe_counts, tell
 from data_prep.tokenizer import LoadedTokenizer, load_tokenizer
 from sparse_pretrain.data.manifest import Manifest, Shard, read_manifest
 from sparse_pretrain.data.shards import map_shard
-from sparse_pretrain.files import sha256_file
+from sparse_pretrain.files import atomic_path, sha256_file
 
 HISTOGRAM_BINS = 8
 SAMPLES_PER_SPLIT = 2
 ROWS_AT_ONCE = 16_384
 BAR_WIDTH = 40
+PNG_BINS = 64
+TOP_TOKENS = 30
+TOP_SHOWN = 12
+UNKNOWN_SHOWN = 12
+CONTEXT = 6
 
 
 def inspect(folder: Path) -> dict[str, Any]:
@@ -27,7 +32,8 @@ def inspect(folder: Path) -> dict[str, Any]:
     Returns:
         JSON-able: `intact` and `problems` (each a line), format and tokenizer, the sources, and for each
         split the counts, fill in [0, 1], distinct ids used, share of unknown tokens among the text's
-        tokens, histogram of row lengths, and decoded samples. Damaged shards are left out of the numbers.
+        tokens, row lengths (`rows_by_length`, and a short histogram), the most frequent tokens, text around
+        unknown ones, and decoded samples. Damaged shards are left out of the numbers.
 
     Raises:
         UserError: the folder was not prepared.
@@ -96,6 +102,8 @@ def survey(
     lengths = np.zeros(length + 1, np.int64)
     random_next = 0
     samples: list[dict[str, Any]] = []
+    unknown = tokenizer.tokenizer.unk_token_id
+    around_unknown: list[str] = []
     for shard in shards:
         columns = map_shard(folder / shard.file, length, has_pairs)
         lengths += np.bincount(columns["length"], minlength=length + 1)
@@ -103,20 +111,58 @@ def survey(
             rows = slice(first, first + ROWS_AT_ONCE)
             real = np.arange(length) < columns["length"][rows, None]
             used += np.bincount(columns["input_ids"][rows][real], minlength=len(used))
+            if unknown is not None and len(around_unknown) < UNKNOWN_SHOWN:
+                around_unknown += places_of(unknown, columns["input_ids"][rows], real, tokenizer)
         if has_pairs:
             random_next += int(columns["random_next"].sum())
         for row in range(min(shard.rows, SAMPLES_PER_SPLIT - len(samples))):
             samples.append(decode({name: column[row] for name, column in columns.items()}, tokenizer))
-    unknown = tokenizer.tokenizer.unk_token_id
     special = [number for number in manifest.special_tokens.never_masked if number != unknown]
     text = used.sum() - used[special].sum()
     report = {
         "distinct_tokens": int(np.count_nonzero(used)),
         "unknown_share": float(used[unknown] / text) if unknown is not None and text else 0.0,
+        "rows_by_length": {at: count for at, count in enumerate(lengths.tolist()) if count},
         "length_histogram": histogram(lengths),
+        "top_tokens": top_tokens(used, special, tokenizer),
+        "around_unknown": around_unknown[:UNKNOWN_SHOWN],
         "samples": samples,
     }
     return report | ({"random_next_share": random_next / max(1, int(lengths.sum()))} if has_pairs else {})
+
+
+def top_tokens(
+    used: NDArray[np.int64], special: list[int], tokenizer: LoadedTokenizer
+) -> list[dict[str, Any]]:
+    """Return the most frequent tokens of the text, the most frequent first, each with its share of the text."""
+    counts = used.copy()
+    counts[special] = 0
+    most = np.argsort(-counts, kind="stable")[:TOP_TOKENS].tolist()
+    total = max(1, int(counts.sum()))
+    names = tokenizer.tokenizer.convert_ids_to_tokens(most)
+    return [
+        {"id": number, "token": name, "count": int(counts[number]), "share": float(counts[number] / total)}
+        for number, name in zip(most, names, strict=True)
+        if counts[number]
+    ]
+
+
+def places_of(
+    token: int, input_ids: NDArray[Any], real: NDArray[np.bool_], tokenizer: LoadedTokenizer
+) -> list[str]:
+    """Return the text around a token's first few places: the text that an unknown token was made of is gone.
+
+    Args:
+        token: its id.
+        input_ids: [rows, length].
+        real: bool [rows, length], no padding.
+        tokenizer: of the rows.
+    """
+    found = np.argwhere((input_ids == token) & real)[:UNKNOWN_SHOWN].tolist()
+    return [
+        tokenizer.tokenizer.decode(input_ids[row, max(0, at - CONTEXT) : at + CONTEXT + 1].tolist())
+        for row, at in found
+    ]
 
 
 def histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
@@ -142,6 +188,25 @@ def decode(row: dict[str, Any], tokenizer: LoadedTokenizer) -> dict[str, Any]:
     }
 
 
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Draw how long the rows of each split are, as a PNG file."""
+    from matplotlib.figure import Figure
+
+    splits = report["splits"]
+    figure = Figure(figsize=(7, 2.6 * len(splits)), layout="constrained")
+    length = report["sequence_length"]
+    for at, (split, numbers) in enumerate(splits.items(), start=1):
+        axes = figure.add_subplot(len(splits), 1, at)
+        lengths = list(numbers["rows_by_length"])
+        bins = np.linspace(0.5, length + 0.5, min(length, PNG_BINS) + 1).tolist()
+        axes.hist(lengths, bins=bins, weights=list(numbers["rows_by_length"].values()))
+        axes.set(title=split, ylabel="rows", xlim=(0, length + 1))
+        axes.set_yscale("log")
+    axes.set_xlabel("tokens in the row")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
 def render(report: dict[str, Any], console: Console) -> None:
     """Show a report of `inspect` as tables."""
     tell(
@@ -157,6 +222,13 @@ def render(report: dict[str, Any], console: Console) -> None:
         for bin_ in numbers["length_histogram"]:
             bar = "█" * round(BAR_WIDTH * bin_["rows"] / most)
             tell(console, f"{bin_['from']:>6}-{bin_['to']:<6}{bar} {bin_['rows']:,}")
+        tell(console, f"\n{split}: most frequent tokens")
+        for top in numbers["top_tokens"][:TOP_SHOWN]:
+            tell(console, f"{top['share']:>9.2%}  {top['token']}")
+        if numbers["around_unknown"]:
+            tell(console, f"\n{split}: unknown tokens, with the text around them")
+            for text in numbers["around_unknown"]:
+                tell(console, f"  {text}")
         for sample in numbers["samples"]:
             tell(console, "\n" + "\n".join(f"{name}: {value}" for name, value in sample.items()))
     tell(console, "\nevery shard has the manifest's SHA-256" if report["intact"] else "\nDAMAGED:")

@@ -12,9 +12,9 @@ to truncation. Draws depend on the seed and the document's text only.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from functools import cache, partial
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,13 +44,13 @@ class PairBuilder:
             settings: probabilities and the window's size.
             seed: of every draw, together with the document.
         """
-        self._template = template
         self._budget = sequence_length - template.size
         self._settings = settings
         self._seed = seed
         self._window: list[Document] = []
         self._window_tokens = 0
         self._previous: list[Document] = []
+        self._special_tokens = cache(partial(template_arrays, template))
 
     def add(self, document: Document) -> Iterator[Row]:
         """Take a document into the window; yield the window's rows once it is full."""
@@ -70,12 +70,17 @@ class PairBuilder:
         self._previous, self._window, self._window_tokens = self._window, [], 0
 
     def _row(self, pair: Pair) -> Row:
-        prefix, middle, suffix = (
-            np.array(part, dtype=pair.first.dtype)
-            for part in (self._template.prefix, self._template.middle, self._template.suffix)
-        )
+        prefix, middle, suffix = self._special_tokens(pair.first.dtype)
         tokens = np.concatenate([prefix, pair.first, middle, pair.second, suffix])
         return Row(tokens, len(prefix) + len(pair.first) + len(middle), int(pair.random_next))
+
+
+def template_arrays(template: Template, dtype: np.dtype[Any]) -> tuple[Tokens, Tokens, Tokens]:
+    """Return a template's special tokens as arrays: before, between and after the segments."""
+    prefix, middle, suffix = (
+        np.array(part, dtype) for part in (template.prefix, template.middle, template.suffix)
+    )
+    return prefix, middle, suffix
 
 
 class Foreign:
@@ -94,7 +99,7 @@ class Foreign:
         ends = other.sentence_ends
         sentence = between(self._draw, 0, len(ends) - 1)
         start = int(ends[sentence - 1]) if sentence else 0
-        last = min(int(np.searchsorted(ends, start + length)), len(ends) - 1)
+        last = min(int(ends.searchsorted(start + length)), len(ends) - 1)
         return other.tokens[start : int(ends[last])]
 
 
@@ -142,22 +147,28 @@ def pairs_of(
 def sentence_cuts(document: Document, longest: int) -> list[int]:
     """Return where sentences begin and the last one ends, with further cuts in sentences over `longest` tokens."""
     cuts = [0]
-    for start, end in pairwise([0, *document.sentence_ends.tolist()]):
-        pieces = -(-(end - start) // longest)
-        cuts += [start + (end - start) * piece // pieces for piece in range(1, pieces + 1)]
+    start = 0
+    for end in document.sentence_ends.tolist():
+        if end - start > longest:
+            pieces = -(-(end - start) // longest)
+            cuts += [start + (end - start) * piece // pieces for piece in range(1, pieces)]
+        cuts.append(end)
+        start = end
     return cuts
 
 
 def fit(pair: Pair, budget: int, draw: Random) -> Pair:
     """Cut tokens off the longer segment, each from its front or its back by a coin, until both fit."""
-    first, second = pair.first, pair.second
-    while len(first) + len(second) > budget:
+    starts = [0, 0]
+    ends = [len(pair.first), len(pair.second)]
+    for _ in range(sum(ends) - budget):
         from_front = draw.random() < 0.5
-        if len(first) > len(second):
-            first = first[1:] if from_front else first[:-1]
+        longer = 0 if ends[0] - starts[0] > ends[1] - starts[1] else 1
+        if from_front:
+            starts[longer] += 1
         else:
-            second = second[1:] if from_front else second[:-1]
-    return Pair(first, second, pair.random_next)
+            ends[longer] -= 1
+    return Pair(pair.first[starts[0] : ends[0]], pair.second[starts[1] : ends[1]], pair.random_next)
 
 
 def between(draw: Random, lowest: int, highest: int) -> int:

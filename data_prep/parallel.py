@@ -1,5 +1,6 @@
 """Tasks in several processes, which end with their parent whatever ends it."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -7,7 +8,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 from sparse_pretrain.errors import FailedError
@@ -34,10 +37,7 @@ class Workers:
             yield from map(function, tasks)
             return
         if self._pool is None:
-            # Spawned, not forked: the caller may hold threads (torch, a progress bar) that a fork breaks.
-            self._pool = ProcessPoolExecutor(
-                self._count, multiprocessing.get_context("spawn"), initializer=_start_worker
-            )
+            self._pool = ProcessPoolExecutor(self._count, worker_context(), initializer=_start_worker)
         futures = [self._pool.submit(function, task) for task in tasks]
         try:
             for future in as_completed(futures):
@@ -57,12 +57,32 @@ class Workers:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+def worker_context() -> BaseContext:
+    """Return how workers are started: as forks of a fresh process that has imported what they need.
+
+    Not as forks of the caller, which may hold threads (torch, a progress bar) that a fork breaks.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_prep.worker_imports"])
+    return context
+
+
+def warm_up(count: int) -> None:
+    """Begin, in the background, the imports of workers that are needed soon; one worker needs none."""
+    if count > 1:
+        worker_context()
+        forkserver.ensure_running()
+
+
 def _start_worker() -> None:
     """Prepare a fresh worker."""
     # Ctrl-C reaches the whole process group: the parent ends the pool, workers must not print tracebacks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # One process per core already: the tokenizer's own threads would only get in each other's way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # What the imports made stays; of the millions of strings and arrays to come hardly one is in a cycle.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data_prep.engine import Engine, LocalEngine
+from data_prep.parallel import warm_up
 from data_prep.progress import StageProgress, describe_counts, describe_source, tell
 from data_prep.recipe import PrepareRecipe
 from data_prep.resume import finished_before
@@ -21,7 +22,7 @@ from data_prep.text_stage import SourceWork, source_work, tokenize_source
 from data_prep.tokenizer import LoadedTokenizer, load_tokenizer
 from sparse_pretrain.data.manifest import Manifest, Split, SplitCounts, write_manifest
 from sparse_pretrain.data.manifest import Source as SourceEntry
-from sparse_pretrain.errors import FailedError, UserError
+from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import write_json
 
 LIBRARIES = (
@@ -54,10 +55,12 @@ def prepare(recipe: PrepareRecipe, console: Console, engine: Engine | None = Non
 
     Raises:
         UserError: an input is missing, unreadable or empty, the tokenizer does not serve, rows are too short
-            for it, a split would have no rows, or `output` holds something else.
-        FailedError: the disk is full, or a worker was killed.
+            for it, a split would have no rows, `output` holds something else, or the disk is full.
+        FailedError: a worker was killed.
     """
     sources = [open_source(section) for section in recipe.sources.values() if section is not None]
+    if engine is None:
+        warm_up(recipe.workers)
     tokenizer = load_tokenizer(recipe.tokenizer)
     check_sequence_length(recipe, tokenizer)
     hashes = [source.fingerprint() for source in sources]
@@ -79,7 +82,7 @@ def prepare(recipe: PrepareRecipe, console: Console, engine: Engine | None = Non
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        raise FailedError(
+        raise UserError(
             f"{error.filename or recipe.work_folder}: {DISK_ERRORS[error.errno]}; what is done is kept: "
             "make room and run again"
         ) from None

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.arrow import as_numpy
 from data_prep.documents import Document, Drop
 from data_prep.near_duplicates import near_duplicates
 from data_prep.token_files import SAMPLES, read_columns, read_counts, read_documents
@@ -106,7 +107,9 @@ def is_first(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 def joined(columns: list[Any], dtype: type) -> NDArray[Any]:
     """Return Arrow columns as one array."""
-    return np.concatenate([np.empty(0, dtype), *(column.to_numpy() for column in columns)])
+    return np.concatenate(
+        [np.empty(0, dtype), *(as_numpy(chunk) for column in columns for chunk in column.chunks)]
+    )
 
 
 def count_tokens(path: Path) -> int:

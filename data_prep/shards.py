@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data_prep.arrow import as_arrow
 from data_prep.rows import Row
 from sparse_pretrain.data.manifest import RowFormat, Shard, Split
 from sparse_pretrain.files import atomic_path, sha256_file
@@ -95,8 +96,8 @@ def write_shard(path: Path, input_ids: NDArray[Any], columns: dict[str, NDArray[
         input_ids: uint16 or uint32 [rows, sequence_length].
         columns: the other columns by name, each [rows].
     """
-    tokens = pa.FixedSizeListArray.from_arrays(pa.array(input_ids.reshape(-1)), input_ids.shape[1])
-    batch = pa.record_batch({"input_ids": tokens, **{name: pa.array(data) for name, data in columns.items()}})
+    tokens = pa.FixedSizeListArray.from_arrays(as_arrow(input_ids.reshape(-1)), input_ids.shape[1])
+    batch = pa.record_batch({"input_ids": tokens, **{name: as_arrow(data) for name, data in columns.items()}})
     with (
         atomic_path(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,

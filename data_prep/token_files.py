@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data_prep.arrow import as_arrow, as_numpy
 from data_prep.documents import Document, Drop, Fault, Tokens
 from data_prep.tokens import token_type
 from sparse_pretrain.errors import FailedError
@@ -106,11 +107,11 @@ class TokenFileWriter:
             return
         rows, self._rows, self._tokens = self._rows, {}, 0
         columns = [
-            pa.array(rows["identity"], pa.uint64()),
-            pa.array(rows["characters"], pa.int64()),
+            as_arrow(np.array(rows["identity"], np.uint64)),
+            as_arrow(np.array(rows["characters"], np.int64)),
             list_array(rows["tokens"], self._type),
             list_array(rows["sentence_ends"], pa.int32()),
-            pa.array(rows["bands"], pa.list_(pa.uint64())),
+            bands_array(rows["bands"]),
         ]
         self._writer.write_batch(pa.record_batch(columns, self._schema))
 
@@ -120,7 +121,15 @@ def list_array(values: list[NDArray[Any]], kind: pa.DataType) -> pa.Array:
     offsets = np.zeros(len(values) + 1, np.int64)
     np.cumsum([len(value) for value in values], out=offsets[1:])
     joined = np.concatenate(values).astype(kind.to_pandas_dtype(), copy=False)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(joined))
+    return pa.LargeListArray.from_arrays(as_arrow(offsets), as_arrow(joined))
+
+
+def bands_array(bands: list[NDArray[np.uint64] | None]) -> pa.Array:
+    """Return the bands of documents as an Arrow column; nulls where they were not asked for."""
+    kind = pa.list_(pa.uint64())
+    if bands[0] is None:
+        return pa.nulls(len(bands), kind)
+    return pa.array(bands, kind)
 
 
 def read_counts(path: Path) -> dict[str, Any]:
@@ -163,8 +172,8 @@ def documents_of(batch: pa.RecordBatch) -> Iterator[Document]:
     identities = batch.column("identity").to_pylist()
     characters = batch.column("characters").to_pylist()
     tokens, ends = batch.column("tokens"), batch.column("sentence_ends")
-    token_values, end_values = tokens.values.to_numpy(), ends.values.to_numpy().astype(np.int64)
-    token_offsets, end_offsets = tokens.offsets.to_numpy().tolist(), ends.offsets.to_numpy().tolist()
+    token_values, end_values = as_numpy(tokens.values), as_numpy(ends.values).astype(np.int64)
+    token_offsets, end_offsets = as_numpy(tokens.offsets).tolist(), as_numpy(ends.offsets).tolist()
     for at, (identity, length) in enumerate(zip(identities, characters, strict=True)):
         yield Document(
             identity,

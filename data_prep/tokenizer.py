@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class LoadedTokenizer:
     single: Template
     pair: Template
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of everything that decides ids: vocabulary, rules, special tokens."""
         return sha256_json([json.loads(self.definition), self.special.model_dump()])

@@ -1,7 +1,7 @@
 """Sentences to token ids."""
 
 from collections.abc import Sequence
-from itertools import chain, islice
+from itertools import accumulate, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ class Encoder:
         # "[SEP]" in an article about BERT is text, not the end of a segment.
         self._tokenizer.encode_special_tokens = True
         self._type = token_type(vocabulary_size)
-        self._words = word_encoder(self._tokenizer)
+        self._words = word_encoder(self._tokenizer, self._type)
 
     def encode(self, documents: Sequence[Sequence[str]]) -> list[tuple[Tokens, NDArray[np.int64]]]:
         """Return (tokens, sentence ends) of each document, as `documents.Document` describes them.
@@ -41,18 +41,22 @@ class Encoder:
             for position, sentence in enumerate(document)
         ]
         ids = iter(self._encode_all(texts))
-        encoded = (list(islice(ids, len(document))) for document in documents)
-        return [self._join([found for found in sentences if found]) for sentences in encoded]
+        return [self._join(list(filter(None, islice(ids, len(document))))) for document in documents]
 
-    def _encode_all(self, texts: list[str]) -> list[list[int]]:
+    def _encode_all(self, texts: list[str]) -> list[bytes]:
+        """Return the ids of each text as bytes of an array."""
         if self._words is None:
-            return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        known = [self._words.encode(text) for text in texts]
+            return self._ask(texts)
+        known = self._words.encode(texts)
         asked = [text for text, ids in zip(texts, known, strict=True) if ids is None]
-        answers = iter(self._tokenizer.encode_batch_fast(asked, add_special_tokens=False))
-        return [next(answers).ids if ids is None else ids for ids in known]
+        answers = iter(self._ask(asked))
+        return [next(answers) if ids is None else ids for ids in known]
 
-    def _join(self, sentences: list[list[int]]) -> tuple[Tokens, NDArray[np.int64]]:
-        ends = np.cumsum([len(ids) for ids in sentences], dtype=np.int64)
-        tokens: Tokens = np.fromiter(chain.from_iterable(sentences), dtype=self._type)
+    def _ask(self, texts: list[str]) -> list[bytes]:
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(found.ids, self._type).tobytes() for found in encodings]
+
+    def _join(self, sentences: list[bytes]) -> tuple[Tokens, NDArray[np.int64]]:
+        tokens: Tokens = np.frombuffer(b"".join(sentences), self._type)
+        ends = np.array(list(accumulate(map(len, sentences))), np.int64) // tokens.itemsize
         return tokens, ends

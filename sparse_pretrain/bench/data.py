@@ -27,6 +27,8 @@ from sparse_pretrain.files import read_json, write_json
 
 SYNTHETIC_ROWS = 100_000_000
 LOADER_BATCH = 256
+# A ratio of two rates on one core needs no more.
+TOKENIZED_MEGABYTES = 10.0
 
 
 class DataBenchSettings(Section):
@@ -70,7 +72,8 @@ def measure(text: Path, tokenizer: str, settings: DataBenchSettings, folder: Pat
     ours.append(child("prepare", again, folder))
     packed = {**again, "output": str(folder / "packed"), "format": "packed"}
     child("prepare", packed, folder)
-    tokens = child("tokenize", {**shared, "text": str(compared)}, folder)
+    part = take(text, folder / "part.jsonl", min(settings.megabytes, TOKENIZED_MEGABYTES))
+    tokens = child("tokenize", {**shared, "text": str(part)}, folder)
     memory = [
         child(
             "prepare",

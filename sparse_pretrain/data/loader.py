@@ -11,6 +11,7 @@ import numpy as np
 from sparse_pretrain.config.model import MaskingSection
 from sparse_pretrain.data.batch import Batch, make_batch, without_terms
 from sparse_pretrain.data.masking import IGNORED, TokenTable, mask_tokens
+from sparse_pretrain.data.mix import MixedSplit
 from sparse_pretrain.data.order import epochs_and_samples
 from sparse_pretrain.data.shards import PreparedSplit
 from sparse_pretrain.errors import UserError
@@ -86,7 +87,7 @@ class TrainingLoader:
 
     def __init__(
         self,
-        split: PreparedSplit,
+        split: PreparedSplit | MixedSplit,
         part: Slice,
         masking: MaskingSection,
         table: TokenTable,
@@ -156,7 +157,12 @@ class TrainingLoader:
 
 
 def evaluation_batches(
-    split: PreparedSplit, rows: int, part: Slice, masking: MaskingSection, table: TokenTable, seed: int
+    split: PreparedSplit | MixedSplit,
+    rows: int,
+    part: Slice,
+    masking: MaskingSection,
+    table: TokenTable,
+    seed: int,
 ) -> Iterator[Batch]:
     """Yield this rank's share of the first `rows` held-out rows, masked the same way every time.
 

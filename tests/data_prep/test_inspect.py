@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data_prep.inspect import histogram, inspect, render
+from data_prep.inspect import draw, histogram, inspect, render
 from data_prep.prepare import prepare
 from data_prep.recipe import PrepareRecipe
 from sparse_pretrain.config.load import load_recipe
@@ -47,9 +47,17 @@ def test_report(raw: Path, tokenizers: Path, tmp_path: Path, row_format: str) ->
         assert 20 < numbers["distinct_tokens"] <= manifest.vocabulary_size
         assert 0 <= numbers["unknown_share"] < 0.1
         assert len(numbers["samples"]) == 2
+        assert sum(numbers["rows_by_length"].values()) == counts.rows
+        top = numbers["top_tokens"]
+        assert [one["count"] for one in top] == sorted((one["count"] for one in top), reverse=True)
+        assert not {"[CLS]", "[SEP]", "[PAD]"} & {one["token"] for one in top}
+        assert bool(numbers["around_unknown"]) == (numbers["unknown_share"] > 0)
+        assert all("[UNK]" in text for text in numbers["around_unknown"])
     sample = report["splits"]["train"]["samples"][0]
     assert "[CLS]" in (sample["first"] if row_format == "pairs" else sample["text"])
     assert ("random_next_share" in report["splits"]["train"]) == (row_format == "pairs")
+    draw(report, tmp_path / "lengths.png")
+    assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
     output = io.StringIO()
     render(report, Console(file=output, width=300))
     text = output.getvalue()

@@ -45,9 +45,10 @@ def campaign(raw: Path, tokenizer: Path, place: Path) -> None:
     """Kill a preparation 20 times; after each time that it got through, start from nothing."""
     import data_prep.row_steps
     import data_prep.sources.parts
+    import data_prep.worker_imports  # once, instead of in every child
 
-    data_prep.sources.parts.unit_size = lambda *_: 8000
-    data_prep.row_steps.GROUP_TOKENS = 2000
+    data_prep.sources.parts.unit_size = lambda *_: 20_000
+    data_prep.row_steps.GROUP_TOKENS = 5000
     changes = [
         f"sources.dump.path={raw / 'dump.xml'}",
         f"sources.books.path={raw / 'books'}",
@@ -77,8 +78,8 @@ def campaign(raw: Path, tokenizer: Path, place: Path) -> None:
     assert in_child(run(output), None) == 0
     assert files(output) == expected
     assert sorted(path.name for path in place.iterdir()) == ["killed", "whole"]
-    assert resumed >= KILLS // 4
-    print("same bytes")
+    assert resumed >= KILLS // 4, f"only {resumed} runs went on where another was killed"
+    print(f"same bytes: {resumed} of {kills} kills resumed, a whole run takes {duration:.2f} s")
 
 
 @pytest.mark.slow
