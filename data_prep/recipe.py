@@ -5,12 +5,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import Field, field_validator
 
-from sparse_pretrain.config.base import Section
+from sparse_pretrain.config.base import Section, UserPath
 from sparse_pretrain.data.manifest import RowFormat
-
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 def default_workers() -> int:
