@@ -17,12 +17,12 @@ from data_prep.clean import clean, long_enough, repair_unicode
 from data_prep.engine import Engine, Job, LocalEngine
 from data_prep.language import in_languages
 from data_prep.progress import StageProgress, tell
-from data_prep.recipe import CleaningSection, SourceSection, UserPath, default_workers
+from data_prep.recipe import CleaningSection, SourceSection, default_workers
 from data_prep.sentences import split_sentences
 from data_prep.sources.open import open_source
 from data_prep.staging import staging_folder
 from data_prep.text_steps import Items, ReadUnit, Text, is_kept
-from sparse_pretrain.config.base import Section
+from sparse_pretrain.config.base import Section, UserPath
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import atomic_path
 
