@@ -17,7 +17,9 @@ from sparse_pretrain.training.world import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.preloaded"])
+# Not the server of the process, which data preparation uses with other modules and more threads.
+RANK_SERVER = forkserver.ForkServer()
+RANK_SERVER.set_forkserver_preload(["tests.preloaded"])
 
 
 def run_distributed(
@@ -32,7 +34,7 @@ def run_distributed(
         folder = Path(name)
         (folder / "task").write_bytes(pickle.dumps((function.__module__, function.__qualname__, arguments)))
         port = str(free_port())
-        with one_thread_a_rank():
+        with ranks_from_their_server():
             ranks = [
                 CONTEXT.Process(target=be_rank, args=(folder, rank, environment_of(rank, world_size, port)))
                 for rank in range(world_size)
@@ -69,18 +71,20 @@ def environment_of(rank: int, world_size: int, port: str) -> dict[str, str]:
 
 
 @contextmanager
-def one_thread_a_rank() -> Iterator[None]:
-    """Have the process that ranks are forked from started with one thread a rank: OpenMP reads it once."""
-    before = os.environ.get("OMP_NUM_THREADS")
+def ranks_from_their_server() -> Iterator[None]:
+    """Have processes forked from one that has imported what ranks need, and has one thread: OpenMP reads that once."""
+    before = os.environ.get("OMP_NUM_THREADS"), forkserver.connect_to_new_process
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
-        forkserver.ensure_running()
+        RANK_SERVER.ensure_running()
+        forkserver.connect_to_new_process = RANK_SERVER.connect_to_new_process
         yield
     finally:
-        if before is None:
+        forkserver.connect_to_new_process = before[1]
+        if before[0] is None:
             del os.environ["OMP_NUM_THREADS"]
         else:
-            os.environ["OMP_NUM_THREADS"] = before
+            os.environ["OMP_NUM_THREADS"] = before[0]
 
 
 def be_rank(folder: Path, rank: int, environment: dict[str, str]) -> None:
