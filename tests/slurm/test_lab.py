@@ -23,10 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Starts a cluster and a job, says so, and waits to be interrupted.
 HOLD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from launcher.lab import slurm_lab
 from launcher.lab.processes import command_line
+# A job in a shell's background ignores it from birth.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with slurm_lab(Path(sys.argv[1]), nodes=1, namespaces=sys.argv[2] == "True") as lab:
     lab.run("sbatch", "--output=/dev/null", "--wrap", "srun sleep 1000")
     runs = lambda: any(command_line(process)[1:] == ["1000"] for process in lab.processes("node1"))
