@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer
+import typer.rich_utils
 import yaml
 from typer.testing import CliRunner
 
@@ -44,7 +45,12 @@ def every_command() -> list[tuple[str, ...]]:
 
 
 def run(*arguments: str) -> str:
-    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
+    # As wide and as plain whatever the terminal, and whatever an earlier test has set for it.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.rich_utils, "MAX_WIDTH", 200)
+        patch.setattr(typer.rich_utils, "FORCE_TERMINAL", False)
+        plain = {"COLUMNS": "200", "TERM": "xterm", "FORCE_COLOR": None, "TTY_COMPATIBLE": None}
+        done = CliRunner(env=plain).invoke(app, arguments)
     assert done.exit_code == 0, done.output
     return done.stdout
 

@@ -206,7 +206,9 @@ def test_not_enough_room_is_said_before_a_byte_is_written(tmp_path: Path) -> Non
     mine = claim(tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
     needed = shutil.disk_usage(tmp_path).total + 1
-    with pytest.raises(NotEnoughSpaceError, match=r"a checkpoint takes [\d,.]+ [MGT]B, [\d,.]+ [MGT]B are free"):
+    with pytest.raises(
+        NotEnoughSpaceError, match=r"a checkpoint takes [\d,.]+ [MGT]B, [\d,.]+ [MGT]B are free"
+    ):
         prepare_staging(tmp_path, 10, mine, needed)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
