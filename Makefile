@@ -9,8 +9,9 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-# Whole files to each: what a file's tests share is made once.
-WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Whole files to each: what a file's tests share is made once. A worker that dies ends the run: with a new one in its place
+# it would wait for ever for the rest of the file.
+WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
