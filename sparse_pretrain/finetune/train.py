@@ -214,7 +214,7 @@ def shown_masks(found: FoundMasks) -> str:
     """Return what is locked, before training: how many weights, what share of them, and how that is known."""
     weights = sum(mask.numel() for mask in found.masks.values())
     return (
-        f"masks (from the {found.origin}): {len(found.masks)} prunable weights of {weights:,} elements, "
+        f"masks (from the {found.origin}): {len(found.masks)} prunable matrices of {weights:,} weights, "
         f"{found.masks.total_sparsity():.2%} of them zero and locked"
     )
 
