@@ -18,13 +18,19 @@ from torch import Tensor
 from sparse_pretrain.checkpoint.checksum import Checksum
 from sparse_pretrain.checkpoint.integrity import FileFacts
 
-NAMES = {
-    torch.float32: "F32",
-    torch.uint8: "U8",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ALIGNMENT = 8
 # Small enough to stay in a core's cache between its checksum and its write.
 CHUNK = 2**20
@@ -77,9 +83,17 @@ def write_tensors(
     return FileFacts(size, checksum.hexdigest())
 
 
-def header(tensors: Mapping[str, Tensor | LazyTensor], metadata: Mapping[str, str]) -> bytes:
-    """Return a safetensors header, padded with spaces so that the tensors are aligned."""
-    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+def header(
+    tensors: Mapping[str, Tensor | LazyTensor], metadata: Mapping[str, str] | None, ascii_only: bool = True
+) -> bytes:
+    """Return a safetensors header: length, compact JSON, spaces so that the tensors are aligned.
+
+    Args:
+        tensors: in the file's order.
+        metadata: strings; None: the header has no such entry.
+        ascii_only: write other letters as escapes.
+    """
+    entries: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     offset = 0
     for name, tensor in tensors.items():
         end = offset + tensor.shape.numel() * tensor.dtype.itemsize
@@ -89,7 +103,7 @@ def header(tensors: Mapping[str, Tensor | LazyTensor], metadata: Mapping[str, st
             "data_offsets": [offset, end],
         }
         offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=ascii_only).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 

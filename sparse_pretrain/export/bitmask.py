@@ -27,10 +27,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sparse_pretrain.checkpoint.folder import SPARSE_FROM, one_line
-from sparse_pretrain.checkpoint.tensor_file import LazyTensor
+from sparse_pretrain.checkpoint.tensor_file import DTYPES, NAMES, LazyTensor
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.export.source import Source, open_source
-from sparse_pretrain.export.stream import DTYPES, NAMES, checksum_problem, write_stream
+from sparse_pretrain.export.stream import checksum_problem, write_stream
 from sparse_pretrain.export.target import EXPORT_FILE, copy_companions, staged_folder
 from sparse_pretrain.export.values import (
     FLOATS,

@@ -20,9 +20,8 @@ from sparse_pretrain.checkpoint.folder import (
     read_tensors,
     weight_files,
 )
-from sparse_pretrain.checkpoint.tensor_file import LazyTensor
+from sparse_pretrain.checkpoint.tensor_file import DTYPES, LazyTensor
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.export.stream import DTYPES
 from sparse_pretrain.pruning.masks import MaskSet
 
 

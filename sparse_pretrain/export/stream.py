@@ -1,29 +1,14 @@
 """Safetensors in one pass with a checksum inside: the header is written first, its checksum filled in last."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from sparse_pretrain.checkpoint.checksum import CHUNK, Checksum
-from sparse_pretrain.checkpoint.tensor_file import ALIGNMENT, LazyTensor, chunks_of, loaded, write_all
+from sparse_pretrain.checkpoint.tensor_file import LazyTensor, chunks_of, header, loaded, write_all
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Stands in the header while the checksum (XXH3, 128 bits) is computed, over itself too.
 BLANK = "0" * 32
 KEY = b'"checksum":"'
@@ -48,7 +33,9 @@ def write_stream(
         OSError: the disk refused; what was written so far stays.
     """
     ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
-    start = header(ordered, {**metadata, "checksum": BLANK} if checksum else metadata)
+    told = {**metadata, "checksum": BLANK} if checksum else metadata
+    # As the library writes it: no empty entry, no escapes.
+    start = header(ordered, told or None, ascii_only=False)
     total, size = Checksum(start), len(start)
     with path.open("wb", buffering=0) as file:
         write_all(file.fileno(), memoryview(start))
@@ -69,23 +56,6 @@ def write_tensor(descriptor: int, name: str, tensor: Tensor | LazyTensor, total:
         size += len(chunk)
         write_all(descriptor, chunk)
     return size
-
-
-def header(tensors: Mapping[str, Tensor | LazyTensor], metadata: Mapping[str, str]) -> bytes:
-    """Return a safetensors header: length, compact JSON, spaces so that the tensors are aligned."""
-    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    offset = 0
-    for name, tensor in tensors.items():
-        end = offset + tensor.shape.numel() * tensor.dtype.itemsize
-        entries[name] = {
-            "dtype": NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
 
 
 def checksum_problem(path: Path) -> str | None:
