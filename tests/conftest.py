@@ -1,5 +1,6 @@
 """What all tests share: time limits, threads, and an order in which workers end at about the same time."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 
@@ -29,3 +30,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def one_environment() -> Iterator[None]:
+    """Put `os.environ` itself back: `Dataset.map` in several processes leaves a copy in its place.
+
+    Libraries that kept the first one (rich does, for COLUMNS) would no longer see what a later test sets.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", os.environ)
+        yield
