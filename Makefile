@@ -1,11 +1,11 @@
 # `make demo` and `make test` set everything up by themselves: a .venv with pinned versions, made once.
-# Needs Python 3.11+ and g++ (launcher/setup.sh says so in one line when something is missing).
+# Needs Python 3.11+ (launcher/setup.sh says so in one line when something is missing).
 .DEFAULT_GOAL := help
 .PHONY: help demo test fast-test chaos slurm slurm-lab lint wheel clean
 
 READY := .venv/.ready
 
-# DeepSpeed looks for the `ninja` program on PATH, so ranks need the environment's bin there.
+# Programs that tests start by name are the environment's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export TOKENIZERS_PARALLELISM := false
 

@@ -1,10 +1,8 @@
 """What each rank on this machine finds in its environment."""
 
 import os
-import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,7 @@ from launcher.topology import Core, find_gpu_nodes, read_cores
 from sparse_pretrain.errors import UserError
 
 # Left over from another launcher, these would contradict what we set. TORCHELASTIC_USE_AGENT_STORE makes
-# every rank a client of a store that nobody serves. LOCAL_SIZE switches DeepSpeed's shared-memory
-# all-reduce on, which only its inference path calls and whose segments stay in /dev/shm after a kill.
+# every rank a client of a store that nobody serves.
 CONTRADICTING = ("LOCAL_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE")
 CONTRADICTING_PREFIX = "TORCHELASTIC_"
 
@@ -104,7 +101,7 @@ def shared_environment(
         for key, value in base.items()
         if key not in CONTRADICTING and not key.startswith(CONTRADICTING_PREFIX)
     }
-    # A venv that was never activated: DeepSpeed asks PATH for the ninja that lies beside its Python.
+    # A venv that was never activated: programs that a rank starts are those beside its Python.
     environment["PATH"] = os.pathsep.join([str(interpreter.parent), base.get("PATH", os.defpath)])
     environment |= {
         "WORLD_SIZE": str(nproc),
@@ -129,22 +126,6 @@ def shared_environment(
 def rank_environment(shared: Mapping[str, str], rank: int) -> dict[str, str]:
     """Return one rank's environment: on a single machine the local rank is the rank."""
     return {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-
-
-def check_tools(environment: Mapping[str, str]) -> None:
-    """Make sure that ranks can compile what DeepSpeed compiles at its first start, before starting any.
-
-    Raises:
-        UserError: the C++ compiler or ninja is not on the ranks' PATH.
-    """
-    path = environment.get("PATH", "")
-    compiler = environment.get("CXX", "g++")
-    if shutil.which(compiler, path=path) is None:
-        raise UserError(
-            f"{compiler}: not on PATH; DeepSpeed needs a C++ compiler (Debian and Ubuntu: apt install g++)"
-        )
-    if shutil.which("ninja", path=path) is None:
-        raise UserError(f"ninja: not on PATH; DeepSpeed needs it ({sys.executable} -m pip install ninja)")
 
 
 def free_port() -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.binding import is_placed_by_user, plan_binding
-from launcher.environment import Machine, check_tools, find_machine, free_port, shared_environment
+from launcher.environment import Machine, find_machine, free_port, shared_environment
 from launcher.rank import Rank, start_rank
 from launcher.signals import FORWARDED, STOPPING, Inbox, noted_signals
 from sparse_pretrain.checkpoint.fence import read_owner
@@ -72,7 +72,7 @@ def launch_ranks(
         shown once, and files made only to log it are taken back.
 
     Raises:
-        UserError: ranks and GPUs don't fit, no compiler or ninja, an impossible number or program.
+        UserError: ranks and GPUs don't fit, an impossible number or program.
     """
     if nproc < 1:
         raise UserError(f"nproc = {nproc}: must be at least 1")
@@ -81,7 +81,6 @@ def launch_ranks(
     bind = bind and not is_placed_by_user(base)
     binding = plan_binding(here.layout, nproc, here.gpu_nodes) if bind else ()
     shared = shared_environment(base, nproc, free_port(), here, Path(sys.executable), binding)
-    check_tools(shared)
     with noted_signals() as inbox:
         ranks: list[Rank] = []
         try:

@@ -54,15 +54,6 @@ make_venv() {
         die "python -m venv failed; on Debian and Ubuntu: sudo apt install python3-venv"
 }
 
-check_compiler() {
-    local python=$1
-    command -v g++ >/dev/null ||
-        die "needs the C++ compiler g++ (DeepSpeed compiles its communication at first use);" \
-            "on Debian and Ubuntu: sudo apt install g++"
-    "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.isfile(sysconfig.get_path("include") + "/Python.h"))' ||
-        die "needs Python.h, the C headers of $python; on Debian and Ubuntu: sudo apt install python3-dev"
-}
-
 has_gpu() { command -v nvidia-smi >/dev/null && [[ $(nvidia-smi -L 2>/dev/null) == *"GPU "* ]]; }
 
 # pip's warnings (a configured folder that lacks a package: one line each) help nobody until it fails.
@@ -106,7 +97,6 @@ install_torch() {
 main() {
     local python
     python=$(find_python)
-    check_compiler "$python"
     rm -f "$stamp"
     venv_works || make_venv "$python"
     install_torch || die_of_pip "pip could not install $torch_pin"

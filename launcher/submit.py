@@ -126,13 +126,14 @@ def check_before_the_queue(site: Site, job: Job, recipe: TrainRecipe) -> None:
     # A login node without a GPU says nothing about the nodes.
     elsewhere = recipe.precision == "fp16" and not torch.cuda.is_available()
     plan(recipe.model_copy(update={"precision": "fp32"}) if elsewhere else recipe, job.ranks)
-    data = job.folder / recipe.data.path
-    if sees_other_paths(site, data) or (data / MANIFEST_FILE).is_file():
-        return
-    raise UserError(
-        f"{job.recipe}: data.path = {str(recipe.data.path)!r}: no {MANIFEST_FILE} there; prepare it first "
-        "(sparse-pretrain data prepare), on a disk that all nodes see"
-    )
+    key = "data.path" if recipe.data.path is not None else "data.mix"
+    for folder in recipe.data.folders:
+        data = job.folder / folder
+        if not sees_other_paths(site, data) and not (data / MANIFEST_FILE).is_file():
+            raise UserError(
+                f"{job.recipe}: {key} = {str(folder)!r}: no {MANIFEST_FILE} there; prepare it first "
+                "(sparse-pretrain data prepare), on a disk that all nodes see"
+            )
 
 
 def sees_other_paths(site: Site, path: Path) -> bool:

@@ -116,7 +116,7 @@ SETTINGS = {
     "pruning.include=[nothing]": "pruning: no weight matches include=['nothing']",
     "model.config.vocab_size=30522": "vocabulary mismatch: the model from scratch has 30522 tokens, the "
     "prepared data's tokenizer has 65",
-    "model.config.max_position_embeddings=16": "data.path: rows have 32 tokens, the model has 16 positions",
+    "model.config.max_position_embeddings=16": "data: rows have 32 tokens, the model has 16 positions",
     "model.config.model_type=bertt": "model.config.model_type = 'bertt': no such architecture; did you mean "
     "'bert'?",
     "model.config.hidden_size=33": "model.config: The hidden size (33) is not a multiple",
@@ -278,7 +278,7 @@ def test_a_checkpoint_that_does_not_fit_or_is_broken(workplace: Path) -> None:
     assert "run/checkpoints/step-0000002: " in line
     assert "give the same model, or start in another output folder" in line
     tiny_prepared(workplace / "other", seed=1)
-    assert program_mistake(*tiny(*short, data="other")).startswith("data.path: this data has fingerprint ")
+    assert program_mistake(*tiny(*short, data="other")).startswith("data: these rows have fingerprint ")
     weights = next(Path("run/checkpoints/step-0000002/weights").iterdir())
     whole = weights.read_bytes()
     weights.unlink()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from sparse_pretrain.training.extension_lock import extensions_folder
 from tests.distributed import ROOT
 from tests.tiny import read_rows, tiny_prepared
 
@@ -64,10 +63,6 @@ def checked(command: list[str], folder: Path) -> str:
         key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")
     }
     environment["HF_HUB_OFFLINE"] = "1"
-    # Built from the same packages as in the other tests: once is enough.
-    environment["TORCH_EXTENSIONS_DIR"] = str(extensions_folder())
-    # The programs among the dependencies: ninja.
-    environment["PATH"] = os.pathsep.join([os.environ["PATH"], sysconfig.get_path("scripts")])
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
     )

@@ -9,6 +9,7 @@ HARMLESS = (
     "output",
     "precision",
     "data.path",
+    "data.mix",
     "model.source",
     "model.pretrained",
     "model.architecture",
@@ -28,6 +29,7 @@ HARMLESS = (
 # Mappings whose keys the recipe's author chooses: one that was not there before is a change. Elsewhere it is a
 # setting that an older program did not know.
 OPEN = (
+    "data.mix",
     "model.config",
     "pruning.table",
     "pruning.allocation.groups",

@@ -1,12 +1,14 @@
 """Recipe sections that say what is trained: model, data, masking."""
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from sparse_pretrain.config.base import ModelSource, Section, UserPath
 
 Attention = Literal["auto", "sdpa", "eager"]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ModelSection(Section):
@@ -35,9 +37,29 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """The prepared folder, and what one training batch takes from it."""
+    """The prepared folder, or several of them mixed by weight."""
 
-    path: UserPath = Field(description="folder made by `sparse-pretrain data prepare`")
+    path: UserPath | None = Field(None, description="folder made by `sparse-pretrain data prepare`")
+    mix: dict[UserPath, Weight] = Field(
+        default_factory=dict,
+        description="instead of path, several such folders and what each weighs: {data/wikipedia: 3, data/books: 1} "
+        "takes three rows of four from the first",
+    )
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Every prepared folder that training reads; its tokenizer comes from the first."""
+        return (self.path,) if self.path is not None else tuple(self.mix)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "DataSection":
+        if self.path is None and not self.mix:
+            raise ValueError("give path, a prepared folder (or mix, several and their weights)")
+        if self.path is not None and self.mix:
+            raise ValueError(
+                f"path = {str(self.path)!r} and mix are two ways to say one thing; set path=null"
+            )
+        return self
 
 
 class MaskingSection(Section):

@@ -11,9 +11,8 @@ import numpy as np
 from sparse_pretrain.config.model import MaskingSection
 from sparse_pretrain.data.batch import Batch, make_batch, without_terms
 from sparse_pretrain.data.masking import IGNORED, TokenTable, mask_tokens
-from sparse_pretrain.data.mix import MixedSplit
+from sparse_pretrain.data.mix import AnySplit
 from sparse_pretrain.data.order import epochs_and_samples
-from sparse_pretrain.data.shards import PreparedSplit
 from sparse_pretrain.errors import UserError
 
 
@@ -87,7 +86,7 @@ class TrainingLoader:
 
     def __init__(
         self,
-        split: PreparedSplit | MixedSplit,
+        split: AnySplit,
         part: Slice,
         masking: MaskingSection,
         table: TokenTable,
@@ -150,14 +149,14 @@ class TrainingLoader:
         mine = self.split.manifest.fingerprint
         if state["fingerprint"] != mine:
             raise UserError(
-                f"data.path: this data has fingerprint {mine}, the checkpoint was trained on "
-                f"{state['fingerprint']}; give the same prepared folder, or start in another output folder"
+                f"data: these rows have fingerprint {mine}, the checkpoint was trained on "
+                f"{state['fingerprint']}; give the same prepared data, or start in another output folder"
             )
         self.samples_seen = int(state["samples_seen"])
 
 
 def evaluation_batches(
-    split: PreparedSplit | MixedSplit,
+    split: AnySplit,
     rows: int,
     part: Slice,
     masking: MaskingSection,

@@ -14,7 +14,8 @@ from typing import TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_pretrain.data.manifest import Manifest, Split, SplitCounts
+from sparse_pretrain.config.model import DataSection
+from sparse_pretrain.data.manifest import MANIFEST_FILE, Manifest, Split, SplitCounts, read_manifest
 from sparse_pretrain.data.order import key_of, permute
 from sparse_pretrain.data.shards import PreparedSplit, Rows
 from sparse_pretrain.errors import UserError
@@ -84,6 +85,35 @@ class MixedSplit:
             for columns in zip(*parts, strict=True)
         )
         return Rows(cast(Numbers, tokens), cast(Numbers, lengths), second_start, random_next)
+
+
+# Whatever training can read: `manifest`, `has_pairs`, a length, and rows by their numbers.
+AnySplit: TypeAlias = PreparedSplit | MixedSplit
+
+
+def open_split(data: DataSection, split: Split) -> AnySplit:
+    """Map one split of the recipe's prepared folder, or of its mix.
+
+    Raises:
+        UserError: a folder cannot be read, or those of a mix do not fit each other.
+    """
+    return PreparedSplit(data.path, split) if data.path is not None else MixedSplit(data.mix, split)
+
+
+def training_manifest(data: DataSection) -> Manifest | None:
+    """Return what training would read, from manifests alone; None while a folder is not prepared.
+
+    Raises:
+        UserError: a manifest cannot be read, or the folders of a mix do not fit each other.
+    """
+    if not all((folder / MANIFEST_FILE).is_file() for folder in data.folders):
+        return None
+    manifests = [read_manifest(folder) for folder in data.folders]
+    if data.path is not None:
+        return manifests[0]
+    check_alike(list(data.folders), manifests)
+    rows = [manifest.splits["train"].rows for manifest in manifests]
+    return mixed_manifest(manifests, "train", samples_of(list(data.mix.values()), rows))
 
 
 def samples_of(weights: list[float], sizes: list[int]) -> Numbers:

@@ -9,9 +9,7 @@ ZeRO keeps three things apart for every parameter, and so do we:
 """
 
 import contextlib
-import functools
 import importlib
-import io
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,8 +19,6 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
-from deepspeed.comm.torch import build_shm_op
 from torch import Tensor, nn
 
 from sparse_pretrain.config.training import OptimizerSection
@@ -31,7 +27,6 @@ from sparse_pretrain.models.pretraining import Predictions, PretrainingModel, ar
 from sparse_pretrain.pruning.masks import MaskSet
 from sparse_pretrain.pruning.ranks import ProcessGroupRanks
 from sparse_pretrain.pruning.scorer import Part
-from sparse_pretrain.training.extension_lock import extensions_alone
 from sparse_pretrain.training.precision import Resolved
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -67,7 +62,7 @@ class Engine:
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         self._adam = adam(model, section)
         originals = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        load_communication()
+        compile_nothing()
         load_optimizers()
         with quiet_warnings():
             self._deepspeed, self._zero, _, _ = deepspeed.initialize(
@@ -315,7 +310,7 @@ class ShardedTeacher:
         if precision != "fp32":
             config[precision] = {"enabled": True}
         model.requires_grad_(False).eval()
-        load_communication()
+        compile_nothing()
         load_optimizers()
         with quiet_warnings():
             self._deepspeed, *_ = deepspeed.initialize(model=model, config=config, dist_init_required=False)
@@ -327,17 +322,14 @@ class ShardedTeacher:
         return self._deepspeed(*arguments(batch))  # type: ignore[no-any-return]
 
 
-@functools.cache
-def load_communication() -> None:
-    """Load (at first compile) DeepSpeed's communication between CPU ranks; nothing on GPUs, which have NCCL.
+def compile_nothing() -> None:
+    """Tell DeepSpeed that its shared-memory communication between CPU ranks cannot be built on this machine.
 
-    DeepSpeed does so itself at its start; it keeps what it has loaded and then finds it there. Ours comes
-    before, one process at a time, so that no killed rank's lock file can stop it.
+    It would compile it at its first start (a minute, with a C++ compiler and Python's headers, and a lock file that
+    a killed rank leaves behind) for an all-reduce that only inference calls; training goes over gloo with or
+    without it.
     """
-    if get_accelerator().device_name() == "cpu":
-        # It prints that it has built.
-        with extensions_alone(), contextlib.redirect_stdout(io.StringIO()):
-            build_shm_op()
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def load_optimizers() -> None:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.masking import TokenTable
-from sparse_pretrain.data.shards import PreparedSplit
+from sparse_pretrain.data.mix import AnySplit, open_split
 from sparse_pretrain.distillation.matching import Match, match_teachers
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.models.loading import empty_model, load_config, supports_next_sentence
@@ -35,8 +35,8 @@ class Inputs:
         coupled: heads and channels among them, where the recipe prunes those.
     """
 
-    train: PreparedSplit
-    validation: PreparedSplit
+    train: AnySplit
+    validation: AnySplit
     tokenizer: PreTrainedTokenizerBase
     table: TokenTable
     config: PretrainedConfig
@@ -53,10 +53,10 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     Raises:
         UserError: with the first thing that does not fit.
     """
-    train = PreparedSplit(recipe.data.path, "train")
-    validation = PreparedSplit(recipe.data.path, "validation")
+    train = open_split(recipe.data, "train")
+    validation = open_split(recipe.data, "validation")
     manifest = train.manifest
-    tokenizer = open_tokenizer(recipe.data.path / "tokenizer", manifest.vocabulary_size)
+    tokenizer = open_tokenizer(recipe.data.folders[0] / "tokenizer", manifest.vocabulary_size)
     config = load_config(recipe.model, manifest.vocabulary_size)
     check_positions(config, manifest.sequence_length)
     check_stored_logits(recipe, manifest.fingerprint, config.vocab_size)
@@ -110,6 +110,6 @@ def check_positions(config: PretrainedConfig, length: int, who: str = "the model
     )
     if positions is not None and length > positions - spare:
         raise UserError(
-            f"data.path: rows have {length} tokens, {who} has {positions - spare} positions; prepare the "
+            f"data: rows have {length} tokens, {who} has {positions - spare} positions; prepare the "
             f"data with sequence_length={positions - spare} or less"
         )

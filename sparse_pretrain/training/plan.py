@@ -10,7 +10,8 @@ from sparse_pretrain.config.load import to_yaml
 from sparse_pretrain.config.pruning import MovementScorer
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.loader import Slice
-from sparse_pretrain.data.manifest import MANIFEST_FILE, Manifest, read_manifest
+from sparse_pretrain.data.manifest import Manifest
+from sparse_pretrain.data.mix import training_manifest
 from sparse_pretrain.models.loading import empty_model, load_config, supports_next_sentence
 from sparse_pretrain.training.deepspeed_config import deepspeed_config
 from sparse_pretrain.training.precision import DTYPES, resolve_precision
@@ -31,7 +32,7 @@ def plan(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
     part = Slice(recipe.batch.global_size, recipe.batch.micro_size, 0, world_size)
     precision = resolve_precision(recipe.precision)
     deepspeed_config(recipe, precision, world_size)
-    manifest = read_manifest(recipe.data.path) if (recipe.data.path / MANIFEST_FILE).is_file() else None
+    manifest = training_manifest(recipe.data)
     model = model_without_memory(recipe, manifest)
     parameters = sum(weight.numel() for weight in model.parameters())
     pruning = find_prunable(recipe.pruning, model).plan
@@ -114,13 +115,20 @@ def render(recipe: TrainRecipe, numbers: dict[str, Any], console: Console) -> No
         f"{numbers['steps']:,} ({numbers['warmup_steps']:,} warm-up), {numbers['samples']:,} samples{epochs}",
     )
     table.add_row("micro-batches", describe_micro_batches(recipe, numbers))
-    table.add_row("data", numbers["data"] or f"{recipe.data.path}: not prepared yet")
+    table.add_row("data", describe_data(recipe, numbers))
     table.add_row(
         "memory per rank",
         ", ".join(f"{name.replace('_', ' ')} {value / MEBIBYTE:,.0f} MiB" for name, value in memory.items())
         + ", activations on top",
     )
     console.print(table)
+
+
+def describe_data(recipe: TrainRecipe, numbers: dict[str, Any]) -> str:
+    """Name the prepared folders, and the fingerprint of what is in them if they exist."""
+    mix, path = recipe.data.mix, recipe.data.path
+    shares = [f"{weight / sum(mix.values()):.1%} {folder}" for folder, weight in mix.items()]
+    return f"{', '.join(shares) if mix else path}: {numbers['data'] or 'not prepared yet'}"
 
 
 def describe_micro_batches(recipe: TrainRecipe, numbers: dict[str, Any]) -> str:

@@ -1,19 +1,13 @@
 """The ranks of a run: who am I, how many are we, and the few collectives the loop needs."""
 
 import os
-import shutil
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-
-from sparse_pretrain.errors import UserError
-from sparse_pretrain.training.extension_lock import extensions_folder
 
 
 @dataclass(frozen=True)
@@ -87,26 +81,9 @@ def rank_from_environment() -> tuple[int, int, int]:
     return int(environment[names[0]]), int(environment[names[1]]), int(environment.get(names[2], "0"))
 
 
-def check_build_tools() -> None:
-    """Make sure DeepSpeed can compile its CPU communication, which it does at first use without a fallback.
-
-    Raises:
-        UserError: no C++ compiler, or no ninja.
-    """
-    beside_python = str(Path(sys.executable).parent)
-    if beside_python not in os.environ.get("PATH", "").split(os.pathsep):
-        # Calling .venv/bin/python without activating the environment hides its ninja from DeepSpeed.
-        os.environ["PATH"] = os.pathsep.join([beside_python, os.environ.get("PATH", "")])
-    for tool, package in (("g++", "apt-get install g++"), ("ninja", "pip install ninja")):
-        if shutil.which(tool) is None:
-            raise UserError(f"{tool} is not on PATH; DeepSpeed compiles at its first start: {package}")
-
-
 def join_world() -> World:
     """Join the process group that the environment describes (env:// rendezvous; alone when there is none)."""
     rank, size, local_rank = rank_from_environment()
-    check_build_tools()
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder())
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
     if size == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")

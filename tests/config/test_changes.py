@@ -26,7 +26,7 @@ WHOLLY_HARMLESS = {
 }
 PARTLY_HARMLESS = {
     "model": {"source", "pretrained", "architecture", "attention"},
-    "data": {"path"},
+    "data": {"path", "mix"},
     "batch": {"micro_size"},
     "pruning": {"masks"},
     "distillation": {"placement", "precomputed", "teacher"},

@@ -1,5 +1,6 @@
 """Several prepared sets as one, by weight."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -9,14 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from sparse_pretrain.config.model import MaskingSection
+from sparse_pretrain.checkpoint.layout import resolve_checkpoint
+from sparse_pretrain.config.load import load_recipe
+from sparse_pretrain.config.model import DataSection, MaskingSection
+from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.data.loader import Slice, TrainingLoader
 from sparse_pretrain.data.manifest import read_manifest, write_manifest
 from sparse_pretrain.data.masking import TokenTable
-from sparse_pretrain.data.mix import MixedSplit, samples_of
+from sparse_pretrain.data.mix import MixedSplit, open_split, samples_of, training_manifest
 from sparse_pretrain.data.shards import PreparedSplit
 from sparse_pretrain.errors import UserError
-from tests.tiny import tiny_prepared
+from sparse_pretrain.training.plan import plan
+from tests.launched import launch_tiny
+from tests.tiny import read_rows, tiny_prepared
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +109,54 @@ def test_sets_that_do_not_fit_are_refused(folders: list[Path], tmp_path: Path) -
         mixed(folders, 0.0)
     with pytest.raises(UserError, match="names no folder"):
         MixedSplit({}, "train")
+
+
+def test_a_recipe_names_folders_and_weights(folders: list[Path]) -> None:
+    overrides = ["data.path=null", f"data.mix={{{folders[0]}: 3, {folders[1]}: 1}}"]
+    recipe = load_recipe("train-tiny", overrides, TrainRecipe)
+    train = open_split(recipe.data, "train")
+    manifest = training_manifest(recipe.data)
+    assert manifest is not None
+    assert train.manifest == manifest == mixed(folders, 3.0, 1.0).manifest
+    numbers = plan(recipe, world_size=2)
+    assert numbers["data"] == manifest.fingerprint
+    assert numbers["epochs"] == recipe.steps * recipe.batch.global_size / len(train)
+
+
+def test_one_prepared_folder_is_read_as_it_is(folders: list[Path], tmp_path: Path) -> None:
+    assert open_split(DataSection(path=folders[0]), "train").manifest == read_manifest(folders[0])
+    assert training_manifest(DataSection(path=folders[0])) == read_manifest(folders[0])
+    assert training_manifest(DataSection(mix={folders[0]: 1.0, tmp_path: 1.0})) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["data.mix={data/other: 1}"], "data: path = 'data/tiny' and mix are two ways to say one thing"),
+        (["data.path=null"], "data: give path, a prepared folder"),
+        (
+            ["data.path=null", "data.mix={data/other: -1}"],
+            "data.mix.data/other = -1: should be greater than 0",
+        ),
+    ],
+)
+def test_a_recipe_that_says_it_wrongly_is_refused(overrides: list[str], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        load_recipe("train-tiny", overrides, TrainRecipe)
+
+
+@pytest.mark.slow
+def test_ranks_train_on_a_mix_and_one_rank_goes_on_with_it(folders: list[Path], tmp_path: Path) -> None:
+    def losses(output: str, ranks: int) -> list[float]:
+        mix = f"data.mix={{{folders[0]}: 3, {folders[1]}: 1}}"
+        run = launch_tiny(tmp_path, output, ranks, "data.path=null", mix)
+        printed, _ = run.communicate(timeout=120)
+        assert run.returncode == 0, printed
+        return [row["loss"] for row in read_rows(tmp_path / output, "train")]
+
+    whole = losses("whole", 2)
+    assert len(whole) == 10
+    # As if it had ended behind its first checkpoint, of step 5.
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    shutil.rmtree(resolve_checkpoint(tmp_path / "part"))
+    assert losses("part", 1) == pytest.approx(whole, abs=1e-5)

@@ -16,6 +16,7 @@ from transformers import (
 from sparse_pretrain.checkpoint.release import release
 from sparse_pretrain.finetune.mask_lock import MaskLock, nonzero_outside
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
+from sparse_pretrain.training.engine import compile_nothing
 from sparse_pretrain.training.world import World
 from tests.distributed import run_distributed
 from tests.finetune.models import tiny_contents
@@ -35,6 +36,7 @@ def released(tmp_path: Path) -> Path:
 
 def zero(stage: int) -> dict[str, Any]:
     """A DeepSpeed config as people write them for the Trainer."""
+    compile_nothing()
     return {
         "zero_optimization": {
             "stage": stage,

@@ -24,7 +24,8 @@ NOISE = re.compile(r"warning|deepspeed|deprecat|\[INFO\]|traceback|gloo|\.py:\d+
 def start(folder: Path, *overrides: str, nproc: int = 2) -> subprocess.Popen[str]:
     """Start the tiny recipe in `folder`, output in `folder/run`."""
     secrets = {"HF_TOKEN": SECRET, "MY_PASSWORD": SECRET}
-    return launch_tiny(folder, "run", nproc, *overrides, environment=secrets)
+    compiled = {"TORCH_EXTENSIONS_DIR": str(folder / "compiled")}
+    return launch_tiny(folder, "run", nproc, *overrides, environment=secrets | compiled)
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -49,6 +50,8 @@ def test_a_run_on_two_ranks_is_quiet_and_leaves_a_whole_folder(tmp_path: Path) -
     lines = printed.splitlines()
     assert all(line.startswith("prune step ") for line in lines), printed
     assert lines[-1].startswith("prune step 10: saved run/checkpoints/step-0000010 (")
+
+    assert not (tmp_path / "compiled").exists(), "nobody needs a compiler to train on CPUs"
 
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
