@@ -79,11 +79,19 @@ def map_shard(path: Path, length: int, has_pairs: bool) -> dict[str, NDArray[np.
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         tokens = table.column("input_ids")
         names = ["length", "second_start", "random_next"] if has_pairs else ["length"]
-        columns = {name: one_chunk(table.column(name)).to_numpy(zero_copy_only=True) for name in names}
-        columns["input_ids"] = one_chunk(tokens).flatten().to_numpy(zero_copy_only=True).reshape(-1, length)
+        columns = {name: view(one_chunk(table.column(name))) for name in names}
+        columns["input_ids"] = view(one_chunk(tokens).flatten()).reshape(-1, length)
     except (pa.ArrowInvalid, KeyError, ValueError, OSError) as error:
         raise UserError(f"{path}: not a shard of rows of {length} tokens ({error})") from None
     return columns
+
+
+def view(array: pa.Array) -> NDArray[np.unsignedinteger]:
+    """Return an array of numbers as numpy sees the same bytes (`to_numpy` would import pandas on every rank)."""
+    if array.null_count:
+        raise ValueError(f"{array.null_count} values are missing")
+    numbers: NDArray[np.unsignedinteger] = np.frombuffer(array.buffers()[1], np.dtype(str(array.type)))
+    return numbers[array.offset : array.offset + len(array)]
 
 
 def one_chunk(column: pa.ChunkedArray) -> pa.Array:
