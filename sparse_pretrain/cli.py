@@ -322,6 +322,38 @@ def study(
     raise typer.Exit(run_study(output, steps, seeds, workers or os.cpu_count() or 1, Console()))
 
 
+@app.command()
+def gap(
+    output: Annotated[Path, typer.Option(help="where everything goes")] = Path("runs/gap"),
+    steps: Annotated[
+        str, typer.Option(help="pruning steps of 2,048 tokens, a sparse model for each number")
+    ] = "220,880",
+    seeds: Annotated[str, typer.Option(help="seeds of every fine-tuning")] = "1,2,3",
+) -> None:
+    """Compare a sparse model with its dense one on the demo's labelled tasks, by tokens of pruning: one table.
+
+    Fine-tuned with and without a teacher, several seeds. Two hours on two cores by default. Downloads texts and
+    encoder like `demo`, once. Interrupt it at any time: the same command goes on, and --steps can name more.
+    """
+    from sparse_pretrain.study.gap import run_gap
+
+    raise typer.Exit(
+        run_gap(output, whole_numbers(steps, "--steps"), whole_numbers(seeds, "--seeds"), Console())
+    )
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Read whole numbers above 0, separated by commas, ascending and each once.
+
+    Raises:
+        UserError: they are none.
+    """
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise UserError(f"{option} = {text!r}: give whole numbers above 0, such as 220,880")
+    return sorted({int(word) for word in words})
+
+
 def version_callback(value: bool) -> None:
     """Print the version and leave."""
     if value:
