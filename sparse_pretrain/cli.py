@@ -335,22 +335,21 @@ def gap(
     Fine-tuned with and without a teacher, several seeds. Two hours on two cores by default. Downloads texts and
     encoder like `demo`, once. Interrupt it at any time: the same command goes on, and --steps can name more.
     """
-    from sparse_pretrain.study.gap import run_gap
+    from sparse_pretrain.study.gap import UPDATES, run_gap
 
-    raise typer.Exit(
-        run_gap(output, whole_numbers(steps, "--steps"), whole_numbers(seeds, "--seeds"), Console())
-    )
+    counts = whole_numbers(steps, "--steps", UPDATES)
+    raise typer.Exit(run_gap(output, counts, whole_numbers(seeds, "--seeds"), Console()))
 
 
-def whole_numbers(text: str, option: str) -> list[int]:
-    """Read whole numbers above 0, separated by commas, ascending and each once.
+def whole_numbers(text: str, option: str, at_least: int = 0) -> list[int]:
+    """Read whole numbers separated by commas, ascending and each once.
 
     Raises:
         UserError: they are none.
     """
     words = text.split(",")
-    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
-        raise UserError(f"{option} = {text!r}: give whole numbers above 0, such as 220,880")
+    if not all(word.strip().isdecimal() and int(word) >= at_least for word in words):
+        raise UserError(f"{option} = {text!r}: give whole numbers from {at_least}, separated by commas")
     return sorted({int(word) for word in words})
 
 
