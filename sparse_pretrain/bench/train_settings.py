@@ -1,0 +1,99 @@
+"""What the training benchmark measures, and how its numbers are shown; loads neither torch nor DeepSpeed."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from sparse_pretrain.config.base import Section
+
+Mode = Literal["dense", "pruning", "pruning + teacher"]
+Side = Literal["reference", "ours"]
+Precision = Literal["bf16", "fp32"]
+PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")
+MODES: tuple[Mode, ...] = ("dense", "pruning", "pruning + teacher")
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256},
+    "minilm-l6": {
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    },
+    "bert-base": {},
+    "bert-large": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    },
+}
+# Row slots of a micro-batch on a CPU, as the reference was measured (4 x 512).
+SLOTS = 2048
+
+
+class Case(Section):
+    """One machine set-up in which all modes are measured on both sides; the result repeats it."""
+
+    model: str = "bert-base"
+    length: int = 512
+    ranks: int = 1
+    precision: Precision = "bf16"
+    rows: int = 4
+    steps: int = 4
+    warmup: int = 1
+
+
+class Measurement(Section):
+    """What one set of processes measures."""
+
+    case: Case
+    side: Side
+    mode: Mode
+    pairs: str
+    packed: str
+    start: str
+
+
+def cases(
+    models: Sequence[str], lengths: Sequence[int], ranks: Sequence[int], precisions: Sequence[Precision]
+) -> list[Case]:
+    """Return every combination, each with the reference's number of slots a rank."""
+    return [
+        Case(model=model, length=length, ranks=count, precision=precision, rows=max(1, SLOTS // length))
+        for model in models
+        for precision in precisions
+        for length in lengths
+        for count in ranks
+    ]
+
+
+def render(numbers: dict[str, Any], console: Console) -> None:
+    """Print one line a case."""
+    table = Table(
+        "case",
+        "tokens/s, ours",
+        "reference",
+        "ratio (dense, pruning, + teacher)",
+        "memory",
+        "MFU, dense",
+        "pruning costs",
+        "teacher costs",
+        title=f"real tokens a second, side by side on {numbers['device']}, torch {numbers['torch']}",
+    )
+    for case in numbers["cases"]:
+        both = case["modes"][MODES[-1]]
+        ratios = ", ".join(f"{case['modes'][mode]['tokens_per_s_ratio']:.2f}x" for mode in MODES)
+        ranks = f"{case['ranks']} rank{'s' if case['ranks'] > 1 else ''}"
+        table.add_row(
+            f"{case['model']}, {case['rows']} x {case['length']}, {case['precision']}, {ranks}",
+            f"{both['ours']['tokens_per_s']:,.0f}",
+            f"{both['reference']['tokens_per_s']:,.0f}",
+            ratios,
+            f"{case['memory_ratio']:.2f}x",
+            f"{case['mfu']:.1%}",
+            f"{case['prune_overhead']:+.1%}",
+            f"{case['teacher_overhead']:.2f}x",
+        )
+    console.print(table)
