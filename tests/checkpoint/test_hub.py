@@ -46,11 +46,13 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub, and a process that is logged in to it and to no other."""
     with serve() as hub:
         # The client reads these from the environment once, when it is imported.
-        for key, value in (
-            ("ENDPOINT", hub.address),
-            ("HF_HUB_OFFLINE", False),
-            ("HF_HUB_DISABLE_XET", True),
-        ):
+        constants = {
+            "ENDPOINT": hub.address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.address + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+        }
+        for key, value in constants.items():
             monkeypatch.setattr(f"huggingface_hub.constants.{key}", value)
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
