@@ -318,6 +318,7 @@ def test_a_dry_run_of_a_checkpoint_leaves_nothing_behind(
     assert "403" in push(run, tmp_path / "new", "--push", "them/model")
 
 
+@pytest.mark.slow
 def test_checkpoint_to_hub_in_one_command_of_its_own_process(hub: Hub, tmp_path: Path) -> None:
     """The settings as users give them, through the environment; every byte that the process prints is looked at."""
     run = save_run(tmp_path / "run")
