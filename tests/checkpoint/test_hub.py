@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 from typer.testing import CliRunner
 
-from sparse_pretrain.checkpoint.card import hub_datasets, is_hub_name, model_card, without_paths
 from sparse_pretrain.checkpoint.fence import claim
 from sparse_pretrain.checkpoint.layout import CHECKPOINTS, MODEL, STATE, weight_file
 from sparse_pretrain.checkpoint.release import release
 from sparse_pretrain.checkpoint.shards import MASTER, Piece, write_rank
 from sparse_pretrain.checkpoint.staging import commit, describe_files, prepare_staging
-from sparse_pretrain.checkpoint.upload import card_content, split_card
+from sparse_pretrain.checkpoint.upload import split_card
 from sparse_pretrain.cli import app
 from sparse_pretrain.errors import FailedError, UserError
 from sparse_pretrain.files import write_json
@@ -239,48 +237,6 @@ def test_a_model_that_fails_its_check_is_not_pushed(
     save_file({name: weight + 1 for name, weight in weights.items()}, broken / "model.safetensors")
     assert "outside the masks are not zero" in push(broken, "--push", "me/model")
     assert hub.repositories == {}
-
-
-def test_the_card_that_somebody_wrote_stays(released: Path) -> None:
-    facts = json.loads((released / "sparsity.json").read_text())
-    report = {"masks": "file"}
-    own = (released / "README.md").read_text(encoding="utf-8")
-    try:
-        (released / "README.md").write_text(own + "\nTrained with love.\n", encoding="utf-8")
-        assert card_content(released, report, None, "me/x", None) == own + "\nTrained with love.\n"
-        changed = card_content(released, report, None, "me/x", "mit")
-        assert changed.endswith("\nTrained with love.\n")
-        assert split_card(changed)[0]["license"] == "mit"
-        assert split_card(changed)[0]["tags"] == split_card(own)[0]["tags"]
-        (released / "README.md").write_text("My model.\n", encoding="utf-8")
-        header, body = split_card(card_content(released, report, None, "me/x", None))
-        assert header["license"] == "unknown"
-        assert body.strip() == "My model."
-        (released / "README.md").write_text("---\na: [\n---\n", encoding="utf-8")
-        with pytest.raises(UserError, match="not valid YAML"):
-            card_content(released, report, None, "me/x", None)
-    finally:
-        (released / "README.md").write_text(own, encoding="utf-8")
-    assert card_content(released, report, None, "me/x", None) == model_card(facts, "me/x")
-
-
-def test_a_released_folder_tells_nothing_of_the_machine_that_made_it(tmp_path: Path) -> None:
-    contents = tiny_contents(tmp_path / "model")
-    recipe = {"data": {"path": "/home/me/data"}, "model": {"source": "/home/me/bert"}, "output": "~/runs"}
-    out = release(replace(contents, recipe=contents.recipe | recipe), tmp_path / "out", QUIET)
-    for name in ("README.md", "sparsity.json"):
-        assert "home" not in (out / name).read_text(encoding="utf-8")
-    assert "base_model" not in split_card((out / "README.md").read_text(encoding="utf-8"))[0]
-    assert without_paths({"a": ["/x", {"b": "y/z"}], "c": 1}) == {
-        "a": ["a local folder", {"b": "y/z"}],
-        "c": 1,
-    }
-    assert not is_hub_name(str(tmp_path))
-
-
-def test_data_sets_are_named_as_the_hub_names_them() -> None:
-    names = ["wikimedia/wikipedia/20231101.en/train", "imdb/train", "/data/own/train", "imdb/test", "./x/y"]
-    assert hub_datasets(names) == ["wikimedia/wikipedia", "imdb"]
 
 
 def save_run(run: Path) -> Path:
