@@ -6,7 +6,7 @@ Libraries are imported inside the commands: `--help` must not wait for torch.
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
@@ -174,16 +174,58 @@ for part in (cli_local, cli_slurm, cli_watch, cli_doctor):
 
 @app.command()
 def release(
-    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint, or a run folder (its newest checkpoint)")],
-    out: Annotated[Path, typer.Argument(help="folder to write")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="a checkpoint, or a run folder (its newest checkpoint); without OUT a model folder"
+        ),
+    ],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045 - typer evaluates the annotation
+        typer.Argument(help="folder to write; leave it out to --push a release or fine-tuned model as it is"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="replace an existing folder")] = False,
+    push: Annotated[
+        str, typer.Option(metavar="OWNER/NAME", help="upload it to this repository of the hub")
+    ] = "",
+    public: Annotated[bool, typer.Option("--public", help="let everybody see the repository")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="commit over an earlier model of ours in the repository")
+    ] = False,
+    license_id: Annotated[
+        str, typer.Option("--license", help="of the weights, as the hub names it, such as apache-2.0")
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what --push would upload; no token, no network")
+    ] = False,
 ) -> None:
-    """Write a Hugging Face folder: weights with exact zeros, masks, tokenizer, model card."""
+    """Write a Hugging Face folder: weights with exact zeros, masks, tokenizer, model card; upload it with `--push`.
+
+    The repository is private unless you say `--public`. The token comes from `HF_TOKEN` or `hf auth login`, never from
+    an argument. Everything arrives in one commit; what a broken connection has sent is not sent again.
+
+    Try: `sparse-pretrain release runs/bert-base-85 runs/bert-base-85/release --push me/bert-base-85 --dry-run`
+
+    Or: `sparse-pretrain release runs/sst2 --push me/bert-base-85-sst2 --license apache-2.0`
+    """
+    given = {"--public": public, "--replace": replace, "--dry-run": dry_run}
+    if not push and any(given.values()):
+        raise UserError(f"{next(name for name in given if given[name])}: belongs to --push OWNER/NAME")
+    if push:
+        from sparse_pretrain.checkpoint.hub import PushSettings, publish
+
+        settings = PushSettings(push, public, replace, license_id or None)
+        publish(checkpoint, out, settings, Console(), overwrite, dry_run)
+        return
+    if out is None:
+        raise UserError(f"{checkpoint}: give a folder to write the release to, or --push OWNER/NAME")
+    from sparse_pretrain.checkpoint.card import UNKNOWN_LICENSE
     from sparse_pretrain.checkpoint.layout import resolve_checkpoint
     from sparse_pretrain.checkpoint.release import release as write_release
     from sparse_pretrain.checkpoint.store import read_checkpoint
 
-    write_release(read_checkpoint(resolve_checkpoint(checkpoint)), out, Console(), overwrite=overwrite)
+    contents = read_checkpoint(resolve_checkpoint(checkpoint))
+    write_release(contents, out, Console(), overwrite, license_id=license_id or UNKNOWN_LICENSE)
 
 
 @app.command()

@@ -82,18 +82,20 @@ def bitmask_command(
 
 @app.command("unpack")
 def unpack_command(
-    packed: Annotated[Path, typer.Argument(help="a folder that `export bitmask` wrote, or its file")],
+    packed: Annotated[
+        Path, typer.Argument(help="a folder that `export bitmask` or `two-four` wrote, or its file")
+    ],
     out: OutArgument,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a bitmask folder as a plain Hugging Face folder: dense weights with exact zeros, and the masks.
+    """Write a bitmask or 2:4 folder as a plain Hugging Face folder: dense weights with exact zeros, and the masks.
 
     Exit code 2 when the file is truncated or corrupt.
 
     Try: `sparse-pretrain export unpack runs/bert-base-85/bitmask runs/bert-base-85/unpacked`
     """
-    from sparse_pretrain.export.bitmask import unpack
+    from sparse_pretrain.export.two_four import unpack
     from sparse_pretrain.files import show_bytes
 
     console = Console(stderr=as_json)
@@ -223,3 +225,37 @@ def report_command(
         return
     console.print(markdown(facts), markup=False, highlight=False, soft_wrap=True)
     console.print(f"written to {output}: report.json, report.md, report.png", soft_wrap=True)
+
+
+@app.command("two-four")
+def two_four_command(
+    model: ModelArgument,
+    out: OutArgument,
+    skip_others: Annotated[
+        bool, typer.Option("--skip-others", help="store prunable matrices that are not 2:4 as they are")
+    ] = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write 2:4 matrices as NVIDIA's sparse tensor cores have them: two values of four, and two bits for each.
+
+    Exit code 2 when a matrix is not 2:4: which one, where, and how many of four it keeps. `export unpack` gives the
+    plain folder back.
+
+    Try: `sparse-pretrain export two-four runs/bert-base-2-of-4/release runs/bert-base-2-of-4/two-four`
+    """
+    from sparse_pretrain.export.two_four import export_two_four
+    from sparse_pretrain.files import show_bytes
+
+    console = Console(stderr=as_json)
+    facts = export_two_four(model, out, console, skip_others, overwrite)
+    if as_json:
+        print_json(facts)
+        return
+    console.print(
+        f"{out}: {show_bytes(facts['bytes'])}, dense {show_bytes(facts['dense_bytes'])}; {facts['matrices']} matrices "
+        f"{show_bytes(facts['prunable_bytes'])}, dense {show_bytes(facts['dense_prunable_bytes'])} "
+        f"({facts['dense_prunable_bytes'] / facts['prunable_bytes']:.2f} x smaller)",
+        soft_wrap=True,
+        highlight=False,
+    )

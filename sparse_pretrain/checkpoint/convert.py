@@ -1,8 +1,7 @@
 """`checkpoint convert`: the weights of a checkpoint for programs that know nothing of it; no DeepSpeed, no GPU."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,13 +13,9 @@ from torch import Tensor
 from sparse_pretrain.checkpoint.integrity import read_manifest
 from sparse_pretrain.checkpoint.layout import STATE
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
-from sparse_pretrain.checkpoint.release import (
-    build_model,
-    copy_tokenizer,
-    replace_folder,
-    verify_release,
-)
+from sparse_pretrain.checkpoint.release import build_model, copy_tokenizer, verify_release
 from sparse_pretrain.checkpoint.shards import MASTER, FragmentReader
+from sparse_pretrain.checkpoint.staged import disk_errors, replace_folder
 from sparse_pretrain.checkpoint.store import open_weights, read_checkpoint, read_masks
 from sparse_pretrain.checkpoint.tensor_file import LazyTensor, write_tensors
 from sparse_pretrain.checkpoint.verify import problems_with_files
@@ -50,19 +45,6 @@ def check_target(out: Path, form: Form, overwrite: bool) -> None:
         raise UserError(f"{out}: exists; give another name, or --overwrite")
     if out.is_dir() and not (out / "config.json").is_file():
         raise UserError(f"{out}: holds no model (config.json is missing), so it is not overwritten")
-
-
-@contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a line for the user.
-
-    Raises:
-        UserError: it refused.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{out}: not written: {error.strerror or error}") from None
 
 
 def convert_to_file(

@@ -17,23 +17,36 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sparse_pretrain.checkpoint.card import model_card
+from sparse_pretrain.checkpoint.card import UNKNOWN_LICENSE, hub_datasets, model_card, without_paths
 from sparse_pretrain.checkpoint.contents import CheckpointModel
 from sparse_pretrain.checkpoint.folder import SPARSITY_FILE, WEIGHT_FILES, one_line, read_config, read_folder
 from sparse_pretrain.checkpoint.inspect import Report, inspect_folder
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
+from sparse_pretrain.checkpoint.staged import Kind, check_target, replace_folder, staged_folder
+from sparse_pretrain.data.manifest import read_manifest
 from sparse_pretrain.errors import FailedError, UserError
-from sparse_pretrain.files import fsync_file, fsync_folder, sha256_file, write_json, write_text
+from sparse_pretrain.files import sha256_file, write_json, write_text
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 
+# Fine-tuning puts its model in place with it too.
+__all__ = ["ReleaseError", "build_model", "copy_tokenizer", "release", "replace_folder", "verify_release"]
+
 WEIGHTS = "model.safetensors"
+RELEASE = Kind("release", SPARSITY_FILE)
 
 
 class ReleaseError(FailedError):
     """The written release is not what it should be; nothing was put in its place."""
 
 
-def release(contents: CheckpointModel, out: Path, console: Console, overwrite: bool = False) -> Path:
+def release(
+    contents: CheckpointModel,
+    out: Path,
+    console: Console,
+    overwrite: bool = False,
+    name: str = "",
+    license_id: str = UNKNOWN_LICENSE,
+) -> Path:
     """Write a checkpoint as a Hugging Face folder that plain `from_pretrained` loads.
 
     The folder is written and verified beside `out` under a temporary name, then renamed.
@@ -43,28 +56,21 @@ def release(contents: CheckpointModel, out: Path, console: Console, overwrite: b
         out: the folder to make.
         console: told what was released.
         overwrite: replace an earlier release at `out`.
+        name: that the model card gives for loading it, such as `owner/name`; the folder's name unless given.
+        license_id: the hub's identifier of the weights' license, for the model card.
 
     Raises:
         UserError: `out` is not empty, or weights, masks and config do not belong together.
         ReleaseError: the written folder failed its verification.
     """
     out = out.expanduser()
-    check_target(out, overwrite)
+    check_target(out, RELEASE, overwrite)
     if contents.masks is None:
         console.print("[yellow]this run did not prune: the release is dense and has no masks[/yellow]")
     model = build_model(contents)
-    staging = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        write_release(contents, model, staging, out.name)
+    with staged_folder(out, RELEASE, overwrite) as staging:
+        write_release(contents, model, staging, name or out.name, license_id)
         report = verify_release(staging)
-        for path in staging.iterdir():
-            fsync_file(path)
-        fsync_folder(staging)
-        replace_folder(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     prunable = report["prunable"]
     console.print(
         f"released step {contents.step} to {out}: {report['architecture']}, {prunable['weights']:,} prunable "
@@ -72,18 +78,6 @@ def release(contents: CheckpointModel, out: Path, console: Console, overwrite: b
         soft_wrap=True,
     )
     return out
-
-
-def check_target(out: Path, overwrite: bool) -> None:
-    """Refuse to write over anything but, when asked to, an earlier release."""
-    if out.is_file():
-        raise UserError(f"{out}: is a file; give a folder for the release")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise UserError(f"{out}: exists and is not empty; give another folder, or ask to overwrite it")
-    if not (out / SPARSITY_FILE).is_file():
-        raise UserError(f"{out}: holds no release ({SPARSITY_FILE} is missing), so it is not overwritten")
 
 
 def build_model(contents: CheckpointModel) -> PreTrainedModel:
@@ -150,7 +144,9 @@ def apply_masks(weights: dict[str, Tensor], masks: MaskSet | None) -> dict[str, 
     return masked
 
 
-def write_release(contents: CheckpointModel, model: PreTrainedModel, folder: Path, name: str) -> None:
+def write_release(
+    contents: CheckpointModel, model: PreTrainedModel, folder: Path, name: str, license_id: str
+) -> None:
     """Write every file of a release into `folder`."""
     with quiet_libraries():
         model.save_pretrained(folder, max_shard_size="1TB")
@@ -171,11 +167,24 @@ def write_release(contents: CheckpointModel, model: PreTrainedModel, folder: Pat
             {key: row[key] for key in ("name", "shape", "weights", "zeros", "sparsity")}
             for row in report["layers"]
         ],
-        "recipe": contents.recipe,
+        "recipe": without_paths(contents.recipe),
         "versions": contents.versions,
+        "datasets": trained_on(contents.recipe),
     }
     write_json(folder / SPARSITY_FILE, facts)
-    write_text(folder / "README.md", model_card(facts, name))
+    write_text(folder / "README.md", model_card(facts, name, license_id))
+
+
+def trained_on(recipe: dict[str, Any]) -> list[str]:
+    """Return the hub's data sets that a run's prepared folder came from; none when the folder is gone."""
+    path = (recipe.get("data") or {}).get("path")
+    if not path:
+        return []
+    try:
+        sources = read_manifest(Path(path)).sources
+    except UserError:
+        return []
+    return hub_datasets([source.name for source in sources if source.kind == "dataset"])
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -216,14 +225,3 @@ def verify_release(folder: Path) -> Report:
     if problems:
         raise ReleaseError(f"{folder}: " + "; ".join(problems))
     return report
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Put `new` under the name `target`, keeping an old folder until the new one is in place."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    fsync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -14,7 +14,6 @@ dtype} has the type that such a tensor had. The metadata of the header has that,
 """
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,23 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from sparse_pretrain.checkpoint.folder import SPARSE_FROM, one_line
 from sparse_pretrain.checkpoint.tensor_file import DTYPES, NAMES, LazyTensor
 from sparse_pretrain.errors import UserError
+from sparse_pretrain.export.packed import (
+    INTEGERS,
+    Format,
+    Matrices,
+    announce,
+    describe_matrices,
+    read_header,
+    write_plain_folder,
+)
 from sparse_pretrain.export.source import Source, open_source
-from sparse_pretrain.export.stream import checksum_problem, write_stream
+from sparse_pretrain.export.stream import write_stream
 from sparse_pretrain.export.target import EXPORT_FILE, copy_companions, staged_folder
 from sparse_pretrain.export.values import (
     FLOATS,
@@ -48,9 +56,7 @@ from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 from sparse_pretrain.telemetry.bar import progress_bar
 
 BITMASK_FILE = "model.bitmask.safetensors"
-FORMAT = "sparse-bitmask-1"
-WEIGHTS = "model.safetensors"
-INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+FORMAT = Format("sparse-bitmask-1", BITMASK_FILE, "bitmask", ("bits", "values", "scale"), optional=1)
 Facts = dict[str, Any]
 
 
@@ -91,16 +97,8 @@ def export_bitmask(
     with open_source(source) as opened, staged_folder(out, overwrite) as folder:
         plan, facts = plan_file(opened, precision, console, others)
         metadata = {
-            "format": FORMAT,
-            "matrices": json.dumps(
-                {
-                    name: {
-                        "shape": list(opened.tensors[name].shape),
-                        "dtype": NAMES[opened.tensors[name].dtype],
-                    }
-                    for name in opened.prunable
-                }
-            ),
+            "format": FORMAT.name,
+            "matrices": describe_matrices(opened.tensors, opened.prunable),
             "masks": "zeros" if opened.masks is None else "file",
             "others": json.dumps(
                 {
@@ -118,7 +116,7 @@ def export_bitmask(
             )
         copy_companions(opened.folder, folder)
         facts = {
-            "format": FORMAT,
+            "format": FORMAT.name,
             "source": str(source),
             "precision": precision,
             "others": others,
@@ -127,19 +125,6 @@ def export_bitmask(
         }
         write_json(folder / EXPORT_FILE, facts)
     return facts
-
-
-def announce(tensors: dict[str, LazyTensor], advance: Callable[[], Any]) -> dict[str, LazyTensor]:
-    """Return the tensors with a call of `advance` at each load."""
-
-    def tell(tensor: LazyTensor) -> Callable[[], Tensor]:
-        def load() -> Tensor:
-            advance()
-            return tensor.load()
-
-        return load
-
-    return {name: LazyTensor(tensor.dtype, tensor.shape, tell(tensor)) for name, tensor in tensors.items()}
 
 
 def plan_file(
@@ -249,7 +234,7 @@ class BitmaskFile:
     """
 
     path: Path
-    matrices: dict[str, tuple[torch.Size, torch.dtype]]
+    matrices: Matrices
     plain: list[str]
     others: dict[str, torch.dtype]
     masks_from_file: bool
@@ -271,6 +256,11 @@ class BitmaskFile:
     def masks(self) -> MaskSet:
         """Return the bits as masks."""
         return MaskSet({name: self._bits(name) for name in self.matrices}, packed=True)
+
+    def save_masks(self, folder: Path) -> None:
+        """Write the mask file into a folder, when the bits came from one."""
+        if self.masks_from_file:
+            self.masks().save(folder / MASK_FILE)
 
     def dense(self, name: str) -> Tensor:
         """Return one matrix, dense.
@@ -320,35 +310,13 @@ def open_bitmask(path: str | Path) -> BitmaskFile:
     Raises:
         UserError: missing, truncated, corrupt, or another kind of file.
     """
-    file = Path(path).expanduser()
-    file = file / BITMASK_FILE if file.is_dir() else file
+    header = read_header(path, FORMAT)
     try:
-        problem = checksum_problem(file)
-        if problem is not None:
-            raise UserError(f"{file}: {problem}")
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            names = set(opened.keys())
-        if metadata.get("format") != FORMAT:
-            raise UserError(f"{file}: not a bitmask file (no {FORMAT} in its metadata)")
-        matrices = {
-            name: (torch.Size(entry["shape"]), DTYPES[entry["dtype"]])
-            for name, entry in json.loads(metadata["matrices"]).items()
-        }
-        others = {name: DTYPES[dtype] for name, dtype in json.loads(metadata["others"]).items()}
-        source_metadata = dict(json.loads(metadata["source_metadata"]))
-    except FileNotFoundError:
-        raise UserError(
-            f"{file}: no such bitmask file (`sparse-pretrain export bitmask` makes one)"
-        ) from None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: broken bitmask file ({one_line(error)})") from None
-    parts = {f"{name}.{part}" for name in matrices for part in ("bits", "values", "scale")}
-    for name, (shape, _) in matrices.items():
-        if not {f"{name}.bits", f"{name}.values"} <= names or math.prod(shape) < 0:
-            raise UserError(f"{file}: {name} is not whole")
-    from_file = metadata.get("masks") == "file"
-    return BitmaskFile(file, matrices, sorted(names - parts), others, from_file, source_metadata)
+        others = {name: DTYPES[dtype] for name, dtype in json.loads(header.metadata["others"]).items()}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{header.path}: broken bitmask file ({one_line(error)})") from None
+    from_file = header.metadata.get("masks") == "file"
+    return BitmaskFile(header.path, header.matrices, header.plain, others, from_file, header.source_metadata)
 
 
 def load_bitmask(path: str | Path) -> dict[str, Tensor]:
@@ -368,21 +336,4 @@ def unpack(path: str | Path, out: Path, console: Console, overwrite: bool = Fals
     Raises:
         UserError: missing, truncated or corrupt; something else is at `out`; the disk refused.
     """
-    opened = open_bitmask(path)
-    out = out.expanduser()
-    with staged_folder(out, overwrite) as folder:
-        tensors = opened.tensors()
-        with progress_bar(console, transient=True) as bar:
-            task = bar.add_task(WEIGHTS, total=len(tensors), numbers="tensors")
-            written = write_stream(
-                folder / WEIGHTS,
-                announce(tensors, lambda: bar.advance(task)),
-                opened.source_metadata,
-                checksum=False,
-            )
-        if opened.masks_from_file:
-            opened.masks().save(folder / MASK_FILE)
-        copy_companions(opened.path.parent, folder)
-        facts: Facts = {"format": "dense", "source": str(path), "bytes": written, "tensors": len(tensors)}
-        write_json(folder / EXPORT_FILE, facts)
-    return facts
+    return write_plain_folder(open_bitmask(path), str(path), out, console, overwrite)

@@ -11,23 +11,27 @@ from sparse_pretrain.checkpoint.folder import model_path, one_line, read_config
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.export.bitmask import BITMASK_FILE, load_bitmask
+from sparse_pretrain.export.two_four import TWO_FOUR_FILE, load_two_four
+
+PACKED = {BITMASK_FILE: load_bitmask, TWO_FOUR_FILE: load_two_four}
 
 
 def load_model(source: str | Path) -> PreTrainedModel:
-    """Return the model of a plain or bitmask folder, or of a hub name, in fp32 and evaluation mode.
+    """Return the model of a plain, bitmask or 2:4 folder, or of a hub name, in fp32 and evaluation mode.
 
     Raises:
         UserError: no model there, it does not load, or a weight is missing: a new head has nothing to export.
     """
-    is_bitmask = (Path(source).expanduser() / BITMASK_FILE).is_file()
-    path = str(Path(source).expanduser()) if is_bitmask else model_path(source)
+    folder = Path(source).expanduser()
+    load_packed = next((load for name, load in PACKED.items() if (folder / name).is_file()), None)
+    path = str(folder) if load_packed else model_path(source)
     factory = model_class(path, read_config(path))
     options: dict[str, Any] = {"output_loading_info": True, "dtype": torch.float32}
-    if is_bitmask:
-        options |= {"config": read_config(path), "state_dict": load_bitmask(path)}
+    if load_packed:
+        options |= {"config": read_config(path), "state_dict": load_packed(path)}
     try:
         with quiet_libraries():
-            model, loading = factory.from_pretrained(None if is_bitmask else path, **options)
+            model, loading = factory.from_pretrained(None if load_packed else path, **options)
     except UserError:
         raise
     except Exception as error:  # broken files raise whatever their format's library has
