@@ -2,6 +2,8 @@
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from data_prep.recipe import PrepareRecipe
 from sparse_pretrain.bench.data import take, write_text
 from sparse_pretrain.bench.run import run_bench
 from sparse_pretrain.bench.train_settings import MODES, SHAPES, Case, Measurement, Mode
+from sparse_pretrain.checkpoint.quiet import quiet_libraries
 from sparse_pretrain.telemetry.bar import progress_bar
 
 SIDES = ("reference", "ours")
@@ -102,5 +105,6 @@ def random_model(case: Case, place: Path) -> Path:
     if not folder.is_dir():
         torch.manual_seed(0)
         config = AutoConfig.for_model("bert", **SHAPES[case.model])
-        AutoModelForPreTraining.from_config(config).save_pretrained(folder)
+        with quiet_libraries(), redirect_stdout(StringIO()):
+            AutoModelForPreTraining.from_config(config).save_pretrained(folder)
     return folder

@@ -77,6 +77,10 @@ class Engine:
             parameter.ds_id: place for group in groups for place, parameter in enumerate(group)
         }
         self._restore_masters(originals)
+        if self.stage < 3:
+            # A NaN or infinity anywhere makes the gradient norm one, which DeepSpeed looks at next, on all ranks
+            # together: searching every gradient for the smallest and the largest value before is a tenth of a step.
+            self._zero.check_overflow = lambda partition_gradients=True: None
         # At its lowest scale DeepSpeed would end an fp16 run itself; when to give up is the guard's to say.
         self._zero.loss_scaler.raise_error_at_min_scale = False
 
