@@ -65,7 +65,7 @@ def recipe_of(cell: Cell, steps: int, paths: dict[str, str]) -> dict[str, Any]:
         "output": paths["output"],
         "seed": 1000 + cell.seed,
         "steps": steps,
-        "model": {"source": paths["teacher"]},
+        "model": {"source": paths["teacher"], "dropout": 0.0},
         "data": {"path": paths["data"]},
         "batch": {"global_size": 8, "micro_size": 8},
         "optimizer": {"learning_rate": 5e-4},

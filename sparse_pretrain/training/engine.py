@@ -68,6 +68,8 @@ class Engine:
             self._deepspeed, self._zero, _, _ = deepspeed.initialize(
                 model=model, optimizer=self._adam, config=config, dist_init_required=False
             )
+        # A model that was loaded, not made, comes without dropout (`from_pretrained` ends with `eval`).
+        self._deepspeed.train()
         self.device: torch.device = self._deepspeed.device
         self.ranks = ProcessGroupRanks()
         self._micro_batches = int(config["gradient_accumulation_steps"])

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 from sparse_pretrain.config.recipe import TrainRecipe
+from sparse_pretrain.data.manifest import read_manifest
 from sparse_pretrain.training.inputs import open_inputs
 from sparse_pretrain.training.world import World
 from tests.distributed import run_distributed
@@ -74,17 +76,21 @@ def check_bitwise(resumed: State, uninterrupted: State) -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> TrainRecipe:
-    """Pruning with dropout, saved in the middle of the ramp (step 3) and behind the freeze (step 6)."""
+    """Pruning a saved model with dropout; checkpoints in mid-ramp (step 3), and behind freeze and evaluation (6)."""
     folder = tmp_path_factory.mktemp("resume")
     data = tiny_prepared(folder / "data")
     base = tiny_recipe(data, folder / "run")
+    config = AutoConfig.for_model(**base.model.config, vocab_size=read_manifest(data).vocabulary_size)
+    torch.manual_seed(0)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(folder / "model")
     return tiny_recipe(
         data,
         folder / "run",
-        model={**base.model.model_dump(), "dropout": 0.1},
+        model={"source": str(folder / "model"), "dropout": 0.1},
         pruning=PRUNING,
         learning_rate={"kind": "rewinding", "warmup": 0.125},
         checkpoint={"every": 3, "keep": {"last": 9}},
+        evaluation={"every": 4, "rows": 16},
     )
 
 
