@@ -14,6 +14,7 @@ What a document meets, in this order::
     packed.py           full rows over documents     | the ways to make rows
     best_fit.py         full rows of whole documents |
     shards.py           Arrow files that training maps; arrow.py
+    gather.py           shards of one size for the output
 
 How it is run::
 
@@ -23,4 +24,5 @@ How it is run::
     engine.py           runs jobs on this machine; engine_slurm.py on a cluster
     prepare.py          the whole, from recipe to manifest
     train_tokenizer.py  a tokenizer of the user's own text
+    inspect.py          what a prepared folder holds; inspect_masking.py
 """

@@ -1,6 +1,7 @@
 """What is inside a prepared folder."""
 
-from itertools import chain, pairwise
+from collections.abc import Container
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from data_prep.inspect_masking import answers, masked, painted
 from data_prep.progress import describe_counts, tell
 from data_prep.tokenizer import LoadedTokenizer, load_tokenizer
 from sparse_pretrain.data.manifest import Manifest, Shard, read_manifest
+from sparse_pretrain.data.masking import TokenTable
 from sparse_pretrain.data.shards import map_shard
 from sparse_pretrain.files import atomic_path, sha256_file
 
@@ -33,18 +37,20 @@ def inspect(folder: Path) -> dict[str, Any]:
         JSON-able: `intact` and `problems` (each a line), format and tokenizer, the sources, and for each
         split the counts, fill in [0, 1], distinct ids used, share of unknown tokens among the text's
         tokens, row lengths (`rows_by_length`, and a short histogram), the most frequent tokens, text around
-        unknown ones, and decoded samples. Damaged shards are left out of the numbers.
+        unknown ones, and decoded samples, each also as masking shows it to the model (`inspect_masking.masked`).
+        Damaged shards are left out of the numbers.
 
     Raises:
         UserError: the folder was not prepared.
     """
     manifest = read_manifest(folder)
     tokenizer = load_tokenizer(str((folder / "tokenizer").absolute()))
-    problems = [
-        problem
+    damaged = {
+        shard.file: problem
         for shard in chain.from_iterable(counts.shards for counts in manifest.splits.values())
         if (problem := shard_problem(folder, shard)) is not None
-    ]
+    }
+    problems = list(damaged.values())
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         problems.append("tokenizer: not the one that the rows were made with")
     return {
@@ -67,7 +73,7 @@ def inspect(folder: Path) -> dict[str, Any]:
                 "bytes": sum(shard.bytes for shard in counts.shards),
                 "fill": manifest.fill(split),
             }
-            | survey(folder, manifest, intact(folder, counts.shards), tokenizer)
+            | survey(folder, manifest, counts.shards, damaged.keys(), tokenizer)
             for split, counts in manifest.splits.items()
         },
     }
@@ -87,15 +93,10 @@ def shard_problem(folder: Path, shard: Shard) -> str | None:
     )
 
 
-def intact(folder: Path, shards: list[Shard]) -> list[Shard]:
-    """Return the shards that can be read."""
-    return [shard for shard in shards if shard_problem(folder, shard) is None]
-
-
 def survey(
-    folder: Path, manifest: Manifest, shards: list[Shard], tokenizer: LoadedTokenizer
+    folder: Path, manifest: Manifest, shards: list[Shard], damaged: Container[str], tokenizer: LoadedTokenizer
 ) -> dict[str, Any]:
-    """Return the numbers that need a look at the rows."""
+    """Return the numbers that need a look at the rows; files in `damaged` are left out."""
     length = manifest.sequence_length
     has_pairs = manifest.format == "pairs"
     used = np.zeros(manifest.vocabulary_size, np.int64)
@@ -104,7 +105,11 @@ def survey(
     samples: list[dict[str, Any]] = []
     unknown = tokenizer.tokenizer.unk_token_id
     around_unknown: list[str] = []
-    for shard in shards:
+    table = TokenTable.of(tokenizer.tokenizer, manifest.special_tokens, manifest.vocabulary_size)
+    firsts = accumulate((shard.rows for shard in shards), initial=0)
+    for first_row, shard in zip(firsts, shards, strict=False):
+        if shard.file in damaged:
+            continue
         columns = map_shard(folder / shard.file, length, has_pairs)
         lengths += np.bincount(columns["length"], minlength=length + 1)
         for first in range(0, shard.rows, ROWS_AT_ONCE):
@@ -116,7 +121,9 @@ def survey(
         if has_pairs:
             random_next += int(columns["random_next"].sum())
         for row in range(min(shard.rows, SAMPLES_PER_SPLIT - len(samples))):
-            samples.append(decode({name: column[row] for name, column in columns.items()}, tokenizer))
+            sample = {name: column[row] for name, column in columns.items()}
+            seen = masked(sample["input_ids"], int(sample["length"]), first_row + row, table, tokenizer)
+            samples.append(decode(sample, tokenizer) | {"masked": seen})
     special = [number for number in manifest.special_tokens.never_masked if number != unknown]
     text = used.sum() - used[special].sum()
     report = {
@@ -230,7 +237,9 @@ def render(report: dict[str, Any], console: Console) -> None:
             for text in numbers["around_unknown"]:
                 tell(console, f"  {text}")
         for sample in numbers["samples"]:
-            tell(console, "\n" + "\n".join(f"{name}: {value}" for name, value in sample.items()))
+            tell(console, "\n" + "\n".join(f"{key}: {sample[key]}" for key in sample if key != "masked"))
+            console.print(Text("as trained: ").append(painted(sample["masked"])), soft_wrap=True)
+            tell(console, f"to predict: {answers(sample['masked'])}")
     tell(console, "\nevery shard has the manifest's SHA-256" if report["intact"] else "\nDAMAGED:")
     for problem in report["problems"]:
         tell(console, f"  {problem}")

@@ -22,8 +22,8 @@ PUNCTUATION = "".join(map(chr, range(ord("!"), ord("~") + 1))) + MARKS
 # Stands behind each sentence, as a word of its own with an id of its own.
 END = "\0"
 END_ID = 2**32 - 1
-# Some 150 bytes each. Rare words are cut again after that.
-MOST_WORDS = 500_000
+# Some 150 bytes each, and twice as many are held at most; fewer cost time, and 75,000 cost 2 %.
+MOST_WORDS = 75_000
 
 
 class KnownWords(dict[str, bytes]):
@@ -32,6 +32,7 @@ class KnownWords(dict[str, bytes]):
     def __init__(self, model: dict[str, Any]) -> None:
         """Take over a WordPiece model's definition, as `tokenizers` writes it."""
         super().__init__({END: as_bytes([END_ID])})
+        self._before: dict[str, bytes] = {}
         self._vocabulary: dict[str, int] = model["vocab"]
         self._unknown = [self._vocabulary[model["unk_token"]]]
         self._prefix: str = model["continuing_subword_prefix"]
@@ -39,9 +40,11 @@ class KnownWords(dict[str, bytes]):
 
     def __missing__(self, word: str) -> bytes:
         if len(self) >= MOST_WORDS:
+            # Frequent words come over again from there, rare ones are forgotten with the next change.
+            self._before = dict(self)
             self.clear()
             self[END] = as_bytes([END_ID])
-        ids = self[word] = as_bytes(self.pieces(word))
+        ids = self[word] = self._before.get(word) or as_bytes(self.pieces(word))
         return ids
 
     def pieces(self, word: str) -> list[int]:

@@ -1,8 +1,8 @@
 """The whole of data preparation: from a recipe to a prepared folder."""
 
 import errno
-import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from data_prep.row_stage import build_rows
 from data_prep.selection import Selection, document_at, select
 from data_prep.sources.base import Source
 from data_prep.sources.open import open_source
-from data_prep.staging import staging_folder
+from data_prep.staging import discard, discarded, locked, staging_folder
 from data_prep.text_stage import SourceWork, source_work, tokenize_source
 from data_prep.tokenizer import LoadedTokenizer, load_tokenizer
 from sparse_pretrain.data.manifest import Manifest, Split, SplitCounts, write_manifest
@@ -66,27 +66,30 @@ def prepare(recipe: PrepareRecipe, console: Console, engine: Engine | None = Non
     hashes = [source.fingerprint() for source in sources]
     manifest = finished_before(recipe, hashes, tokenizer.sha256)
     if manifest is not None:
+        forget_what_a_kill_left(recipe)
         tell(console, f"{recipe.output}: already prepared from the same sources and settings; nothing to do")
         return manifest
-    try:
-        with staging_folder(recipe.output) as folder:
-            if engine is None:
-                with LocalEngine(recipe.workers) as local:
-                    manifest = build(recipe, sources, hashes, tokenizer, folder, console, local)
-            else:
-                manifest = build(recipe, sources, hashes, tokenizer, folder, console, engine)
-            write_manifest(folder, manifest)
-    except UserError:
-        forget_work(recipe)
-        raise
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
+    # The work is removed under the lock too: it is the next run's as soon as that may begin.
+    with locked(recipe.output):
+        try:
+            with staging_folder(recipe.output) as folder:
+                if engine is None:
+                    with LocalEngine(recipe.workers) as local:
+                        manifest = build(recipe, sources, hashes, tokenizer, folder, console, local)
+                else:
+                    manifest = build(recipe, sources, hashes, tokenizer, folder, console, engine)
+                write_manifest(folder, manifest)
+        except UserError:
+            forget_work(recipe)
             raise
-        raise UserError(
-            f"{error.filename or recipe.work_folder}: {DISK_ERRORS[error.errno]}; what is done is kept: "
-            "make room and run again"
-        ) from None
-    forget_work(recipe)
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise UserError(
+                f"{error.filename or recipe.work_folder}: {DISK_ERRORS[error.errno]}; what is done is kept: "
+                "make room and run again"
+            ) from None
+        forget_work(recipe)
     for split, counts in manifest.splits.items():
         tell(
             console,
@@ -99,7 +102,17 @@ def prepare(recipe: PrepareRecipe, console: Console, engine: Engine | None = Non
 def forget_work(recipe: PrepareRecipe) -> None:
     """Remove what only the next run of the same preparation would need."""
     if recipe.work is None:
-        shutil.rmtree(recipe.work_folder, ignore_errors=True)
+        discard(recipe.work_folder)
+
+
+def forget_what_a_kill_left(recipe: PrepareRecipe) -> None:
+    """Remove the work of a run that was killed when its output was whole already."""
+    if recipe.work is None and any(
+        place.exists() for place in (recipe.work_folder, discarded(recipe.work_folder))
+    ):
+        # Locked: another process is about to replace the output, and the work is its own.
+        with suppress(UserError), locked(recipe.output):
+            forget_work(recipe)
 
 
 def check_sequence_length(recipe: PrepareRecipe, tokenizer: LoadedTokenizer) -> None:

@@ -1,19 +1,19 @@
 """The last stage: tokenized documents to shards of rows."""
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.engine import Engine, Job
+from data_prep.gather import gather
 from data_prep.progress import StageProgress
 from data_prep.recipe import PrepareRecipe
-from data_prep.row_steps import KEEP_FILE, SPLITS, BuildRows, group, group_folder, read_group
+from data_prep.row_steps import KEEP_FILE, SPLITS, BuildRows, group, read_group
 from data_prep.selection import Selection
+from data_prep.staging import discard
 from data_prep.tokenizer import LoadedTokenizer
-from sparse_pretrain.data.manifest import Shard, Split, SplitCounts
+from sparse_pretrain.data.manifest import Split, SplitCounts
 from sparse_pretrain.files import atomic_path, sha256_json
 
 
@@ -43,7 +43,7 @@ def build_rows(
         What each split holds.
     """
     settings = recipe.model_dump(mode="json", include=ROW_KEYS)
-    work = place / f"rows-{sha256_json([list(keys), settings])[:16]}"
+    work = place / f"rows-{sha256_json([VERSION, list(keys), settings])[:16]}"
     with atomic_path(work / KEEP_FILE) as temporary, temporary.open("wb") as handle:
         np.save(handle, selection.keep)
     groups = group(selection.units)
@@ -51,12 +51,16 @@ def build_rows(
     sizes = [sum(unit.tokens for unit in units) for units in groups]
     engine.run(job, progress.stage("rows", sizes, "tokens"))
     counted = [read_group(work, number) for number in range(len(groups))]
-    splits = {split: gather(split, [counts[split] for counts in counted], work, folder) for split in SPLITS}
+    splits = {
+        split: gather(recipe, split, [counts[split] for counts in counted], work, folder) for split in SPLITS
+    }
     if recipe.work is not None:
-        shutil.rmtree(work)  # the shards lie in the output now; only tokens are worth keeping
+        discard(work)  # the shards lie in the output now; only tokens are worth keeping
     return splits
 
 
+# Raised when the same documents give other rows than before.
+VERSION = 2
 # What decides rows, once the documents are tokenized.
 ROW_KEYS = {
     "format",
@@ -69,29 +73,3 @@ ROW_KEYS = {
     "packed",
     "rows_per_shard",
 }
-
-
-def gather(split: Split, counts: Sequence[SplitCounts], work: Path, folder: Path) -> SplitCounts:
-    """Bring the groups' shards into the output, numbered through."""
-    (folder / split).mkdir(parents=True, exist_ok=True)
-    shards: list[Shard] = []
-    for number, group_counts in enumerate(counts):
-        for shard in group_counts.shards:
-            name = f"{split}/shard-{len(shards):05d}.arrow"
-            move(group_folder(work, number) / shard.file, folder / name)
-            shards.append(shard.model_copy(update={"file": name}))
-    return SplitCounts(
-        documents=sum(one.documents for one in counts),
-        rows=sum(one.rows for one in counts),
-        tokens=sum(one.tokens for one in counts),
-        shards=shards,
-    )
-
-
-def move(source: Path, target: Path) -> None:
-    """Give a file a second name; copy it where that cannot be. The first stays until the output is whole."""
-    try:
-        os.link(source, target)
-    except OSError:
-        with atomic_path(target) as temporary:
-            shutil.copyfile(source, temporary)

@@ -78,14 +78,17 @@ class ShardWriter:
             columns["random_next"] = self._random_next[:count]
         path = self._folder / self._split / f"shard-{len(self.shards):05d}.arrow"
         write_shard(path, self._input_ids[:count], columns)
-        self.shards.append(
-            Shard(
-                file=path.relative_to(self._folder).as_posix(),
-                rows=count,
-                bytes=path.stat().st_size,
-                sha256=sha256_file(path),
-            )
-        )
+        self.shards.append(shard_at(path, self._folder, count))
+
+
+def shard_at(path: Path, folder: Path, rows: int) -> Shard:
+    """Return the manifest's entry of a shard in a prepared folder."""
+    return Shard(
+        file=path.relative_to(folder).as_posix(),
+        rows=rows,
+        bytes=path.stat().st_size,
+        sha256=sha256_file(path),
+    )
 
 
 def write_shard(path: Path, input_ids: NDArray[Any], columns: dict[str, NDArray[Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from data_prep.best_fit import BestFitPacker
 from data_prep.documents import Document
 from data_prep.packed import Packer
 from data_prep.pairs import PairBuilder
@@ -52,4 +53,7 @@ def row_builder(recipe: PrepareRecipe, frame: TokenFrame) -> RowBuilder:
     """Return the builder of the recipe's format."""
     if recipe.format == "pairs":
         return PairBuilder(frame.pair, recipe.sequence_length, recipe.pairs, recipe.seed)
-    return Packer(frame.single, frame.special.sep, recipe.sequence_length, recipe.packed.whole_sentences)
+    packed = recipe.packed
+    if packed.method == "best_fit":
+        return BestFitPacker(frame.single, frame.special.sep, recipe.sequence_length, packed.window_tokens)
+    return Packer(frame.single, frame.special.sep, recipe.sequence_length, packed.whole_sentences)

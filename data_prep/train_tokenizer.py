@@ -20,7 +20,7 @@ from data_prep.progress import StageProgress, tell
 from data_prep.recipe import CleaningSection, SourceSection, default_workers
 from data_prep.sentences import split_sentences
 from data_prep.sources.open import open_source
-from data_prep.staging import staging_folder
+from data_prep.staging import locked, staging_folder
 from data_prep.text_steps import Items, ReadUnit, Text, is_kept
 from sparse_pretrain.config.base import Section, UserPath
 from sparse_pretrain.errors import UserError
@@ -104,7 +104,7 @@ def train_tokenizer(recipe: TokenizerRecipe, console: Console) -> dict[str, Any]
     """
     if recipe.output.exists() and any(recipe.output.iterdir()):
         raise UserError(f"output = {recipe.output}: exists; choose another folder")
-    with staging_folder(recipe.output) as folder:
+    with locked(recipe.output), staging_folder(recipe.output) as folder:
         text = folder / "text"
         with LocalEngine(recipe.workers) as engine, StageProgress(console) as progress:
             files = write_text_files(recipe, text, engine, progress)

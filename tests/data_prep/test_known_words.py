@@ -1,5 +1,6 @@
 """Remembered words give the library's ids."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import BertTokenizerFast
 
-from data_prep.known_words import WordEncoder, word_encoder
+from data_prep.known_words import KnownWords, WordEncoder, word_encoder
 from data_prep.tokenizer import load_tokenizer
 from tests.data_prep.corpus import prose
 
@@ -57,6 +58,20 @@ def test_special_tokens_in_the_text_and_endless_words(pair: tuple[Tokenizer, Wor
     for text in ("a [SEP] b [MASK].", "x" * 300, prose(3, 20), "", " ", "##ing"):
         assert ids_of(words, text) == tokenizer.encode(text, add_special_tokens=False).ids
     assert words.encode(["café", "a (café)"]) == [None, None]
+
+
+def test_few_words_are_held_and_forgotten_ones_come_again(
+    tokenizers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.known_words.MOST_WORDS", 7)
+    tokenizer = backend(tokenizers / "bert")
+    words = KnownWords(json.loads(tokenizer.to_str())["model"])
+    text = [word for seed in range(20) for word in prose(seed, 5).lower().replace(".", "").split()]
+    assert len(set(text)) > 14
+    for word in text:
+        expected = tokenizer.encode(word, add_special_tokens=False).ids
+        assert np.frombuffer(words[word], np.uint32).tolist() == expected
+        assert len(words) + len(words._before) <= 16
 
 
 @pytest.mark.parametrize("name", ["roberta"])

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from data_prep.prepare import prepare
 from data_prep.recipe import PrepareRecipe
+from data_prep.staging import locked
 from data_prep.tokenizer import load_tokenizer
 from sparse_pretrain.config.load import load_recipe
 from sparse_pretrain.data.manifest import Manifest, Split, read_manifest
@@ -98,6 +99,69 @@ def test_same_bytes_again_and_with_more_workers(
         shutil.rmtree(preparation.output)
         preparation.run(*settings, f"workers={workers}")
         assert tree(preparation.output) == first
+
+
+@pytest.mark.parametrize("row_format", ["pairs", "packed"])
+def test_all_shards_but_a_splits_last_are_of_one_size(
+    preparation: Preparation, row_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.sources.parts.unit_size", lambda *_: 2000)
+    settings = [f"format={row_format}", f"sources.dump.path={preparation.raw / 'dump.xml'}"]
+    monkeypatch.setattr("data_prep.row_steps.GROUP_TOKENS", 1300)
+    many = preparation.run(*settings, "rows_per_shard=30")
+    rows = {split: rows_of(preparation.output, split) for split in many.splits}
+    for split, counts in many.splits.items():
+        sizes = [shard.rows for shard in counts.shards]
+        assert sum(sizes) == counts.rows == len(rows[split].lengths)
+        assert set(sizes[:-1]) <= {30}
+        assert 0 < sizes[-1] <= 30
+        files = sorted(f"{split}/{path.name}" for path in (preparation.output / split).iterdir())
+        assert files == [shard.file for shard in counts.shards]
+    assert len(many.splits["train"].shards) > 3
+    shutil.rmtree(preparation.output)
+    few = preparation.run(*settings, "rows_per_shard=100000")
+    for split, counts in few.splits.items():
+        assert len(counts.shards) == 1
+        one = rows_of(preparation.output, split)
+        assert sorted(map(tuple, one.tokens.tolist())) == sorted(map(tuple, rows[split].tokens.tolist()))
+        assert int(one.lengths.sum()) == int(rows[split].lengths.sum()) == counts.tokens
+
+
+def test_the_recipe_chooses_best_fit(preparation: Preparation) -> None:
+    """Every token of every kept document once, and a document that fits into a row stays whole."""
+    run_on = preparation.run("format=packed", "sequence_length=128")
+    first = rows_of(preparation.output, "train")
+    preparation.run("format=packed", "sequence_length=128", "packed.method=best_fit", "overwrite=true")
+    best = rows_of(preparation.output, "train")
+    special = run_on.special_tokens.never_masked
+
+    def text(rows: Rows) -> list[int]:
+        return sorted(rows.tokens[~np.isin(rows.tokens, special)].tolist())
+
+    def whole(rows: Rows) -> int:
+        """How many rows end with a document's last token, a full stop."""
+        last = rows.tokens[np.arange(len(rows.lengths)), rows.lengths - 2]
+        return int((last == load_tokenizer(str(preparation.output / "tokenizer")).tokenizer.vocab["."]).sum())
+
+    assert text(best) == text(first)
+    assert whole(best) / len(best.lengths) > whole(first) / len(first.lengths)
+
+
+def test_a_second_run_meanwhile_leaves_the_first_ones_work_alone(preparation: Preparation) -> None:
+    work = preparation.recipe().work_folder
+    (work / "units").mkdir(parents=True)
+    with locked(preparation.output), pytest.raises(UserError, match="another process is preparing it"):
+        preparation.run()
+    assert (work / "units").is_dir()
+
+
+def test_work_that_a_late_kill_left_goes_with_the_next_run(preparation: Preparation) -> None:
+    manifest = preparation.run()
+    work = preparation.recipe().work_folder
+    for left in (work, work.with_name(f"{work.name}.discarded")):
+        left.mkdir()
+    assert preparation.run() == manifest
+    assert [path.name for path in preparation.output.parent.iterdir()] == ["out"]
 
 
 def test_how_sources_are_cut_does_not_matter(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.staging import staging_folder
+from data_prep.staging import discard, locked, staging_folder
 from sparse_pretrain.errors import UserError
 
 
@@ -52,21 +52,59 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     (left / "train").mkdir(parents=True)
     (left / "train" / "shard-00000.arrow").write_text("half")
     with staging_folder(tmp_path / "out") as staging:
-        assert names(staging) == [".lock"]
-    assert names(tmp_path / "out") == []
+        assert names(staging) == []
+    assert names(tmp_path) == ["out"]
 
 
 def test_two_runs_for_one_output(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    with staging_folder(output) as staging:
-        (staging / "file").write_text("x")
-        with pytest.raises(UserError, match="another process is preparing it"), staging_folder(output):
+    with locked(output):
+        with pytest.raises(UserError, match="another process is preparing it"), locked(output):
             pass
-        assert (staging / "file").exists()
-    assert names(output) == ["file"]
+        with pytest.raises(UserError, match="another process is preparing it"), locked(output):
+            pass
+    with locked(output):
+        assert names(tmp_path) == [".out.lock"]
+    assert names(tmp_path) == []
+
+
+def test_the_lock_of_a_killed_run_holds_nobody(tmp_path: Path) -> None:
+    (tmp_path / ".out.lock").touch()
+    with locked(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_the_folder_is_whole_when_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed right after the new name must not leave anything of its own inside."""
+    seen: list[list[str]] = []
+
+    def look(folder: Path) -> None:
+        if (tmp_path / "out").exists():
+            seen.append(names(tmp_path / "out"))
+
+    monkeypatch.setattr("data_prep.staging.fsync_folder", look)
+    with locked(tmp_path / "out"), staging_folder(tmp_path / "out") as staging:
+        (staging / "file").write_text("x")
+    assert seen == [["file"]]
+
+
+def test_a_discarded_folder_is_never_half_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it deletes, a run must not leave markers of tasks without their files."""
+    folder = tmp_path / ".out.work"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "marker").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.staging.shutil.rmtree", lambda *_, **__: None)
+        discard(folder)
+    assert names(tmp_path) == [".out.work.discarded"]
+    discard(folder)
+    assert names(tmp_path) == []
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written"), locked(tmp_path / "file" / "out"):
+        pass
     with pytest.raises(UserError, match="cannot be written"), staging_folder(tmp_path / "file" / "out"):
         pass
