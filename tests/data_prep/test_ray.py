@@ -1,4 +1,4 @@
-"""Preparation on a Ray cluster of this machine; skipped where the extra `ray` is not installed."""
+"""Preparation on a Ray cluster of this machine."""
 
 from pathlib import Path
 
@@ -20,7 +20,6 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_ray_gives_the_same_bytes_and_says_what_is_undone(
     raw: Path, tokenizers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ray")
     monkeypatch.setattr("data_prep.sources.parts.unit_size", lambda *_: 8000)
     monkeypatch.chdir(raw)
 
