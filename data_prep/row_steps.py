@@ -21,17 +21,22 @@ from sparse_pretrain.data.manifest import Split, SplitCounts
 from sparse_pretrain.files import read_json, write_json
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-# Rows of different groups share nothing. Large beside a window of pairs and beside a shard.
+# Rows of different groups share nothing. Large beside a window of pairs and beside a shard; of little text smaller
+# ones, so that every worker has some.
 GROUP_TOKENS = 32_000_000
+SMALL_GROUP_TOKENS = 3_000_000
+GROUPS = 64
 KEEP_FILE = "keep.npy"
 
 
 def group(units: Sequence[Unit]) -> list[list[Unit]]:
-    """Return runs of units with about `GROUP_TOKENS` tokens each."""
+    """Return runs of units with about as many tokens each: a function of the documents, not of the workers."""
+    share = sum(unit.tokens for unit in units) // GROUPS
+    enough = min(GROUP_TOKENS, max(SMALL_GROUP_TOKENS, share))
     groups: list[list[Unit]] = [[]]
     tokens = 0
     for unit in units:
-        if tokens >= GROUP_TOKENS:
+        if tokens >= enough:
             groups.append([])
             tokens = 0
         groups[-1].append(unit)
