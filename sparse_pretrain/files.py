@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,11 @@ from sparse_pretrain.errors import UserError
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary name beside `target`; on success fsync it and rename it over `target`.
 
+    The name is nobody else's, on this machine or another one.
     The temporary file is removed when the body raises, so nothing half-written stays behind.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         fsync_file(temporary)
