@@ -16,6 +16,7 @@ from sparse_pretrain.finetune.masks import rename_masks
 from sparse_pretrain.finetune.recipe import FinetuneRecipe, Kind, Precision
 from sparse_pretrain.finetune.task_model import load_task_model, load_tokenizer
 from sparse_pretrain.finetune.tasks import VALIDATION, load_task
+from sparse_pretrain.quantization.stored import load_quantization
 from sparse_pretrain.training.precision import resolve_precision
 
 RECIPE = "recipe.yaml"
@@ -38,7 +39,7 @@ def evaluate(
             fine-tuned with.
         split: `validation`, `test`, `train`, or one of the task's `more_validation`.
         batch_size: examples per forward pass.
-        precision: of the forward pass.
+        precision: of the forward pass; auto is fp32 for a model that was trained in int8, whose layers are rounded.
         overrides: `key=value` changes of the recipe.
 
     Raises:
@@ -59,7 +60,9 @@ def evaluate(
     network = load_task_model(path, recipe.task, labels, new_head=False)
     examples = encode(kind, tokenizer, {split: data.splits[split]}, recipe.training.max_length)[split]
     started = time.perf_counter()
-    bf16 = resolve_precision(precision) == "bf16"
+    is_int8 = load_quantization(network, path)
+    # Levels times scale are rounded once more in bf16; no int8 engine does that.
+    bf16 = resolve_precision("fp32" if is_int8 and precision == "auto" else precision) == "bf16"
     metrics = measure(kind, network, examples, collator(kind, tokenizer), batch_size, bf16)
     seconds = time.perf_counter() - started
     masks = read_masks(path)
@@ -74,6 +77,7 @@ def evaluate(
         "score": metrics[recipe.task.headline],
         "metrics": metrics,
         "nonzero_outside_masks": outside,
+        "int8": is_int8,
         "seconds": round(seconds, 3),
     }
 
