@@ -14,7 +14,8 @@ from sparse_pretrain.export.bitmask import BITMASK_FILE, export_bitmask, unpack
 from sparse_pretrain.export.check import answers, compare
 from sparse_pretrain.export.compression import encoder_compression
 from sparse_pretrain.export.loading import load_model
-from sparse_pretrain.export.onnx import INT8_FILE, ONNX_FILE, Reference, reference, write_int8, write_onnx
+from sparse_pretrain.export.onnx import Reference, reference
+from sparse_pretrain.export.onnx_graph import INT8_FILE, ONNX_FILE, write_int8, write_onnx
 from sparse_pretrain.export.openvino import BIN_FILE, EXACT, XML_FILE, compile_settings, write_ir
 from sparse_pretrain.export.runners import Run, onnx_runner, openvino_runner, torch_runner
 from sparse_pretrain.export.values import Precision
