@@ -204,6 +204,35 @@ def say_files(out: Path, facts: dict[str, Any], console: Console) -> None:
         )
 
 
+@app.command("check")
+def check_command(
+    model: Annotated[str, typer.Argument(help="a fine-tuning run, or its model folder")],
+    exports: Annotated[list[Path], typer.Argument(help="folders that `export onnx` or `openvino` wrote")],
+    task: Annotated[
+        Optional[str],  # noqa: UP045 - typer evaluates the annotation
+        typer.Option(help="a fine-tuning recipe; default: the one the model was fine-tuned with"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="validation, test, or train")] = "validation",
+    within: Annotated[
+        Optional[float],  # noqa: UP045 - typer evaluates the annotation
+        typer.Option(help="how much worse than torch a file may be, such as 0.01", min=0.0),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the task's metric through exported files: onnxruntime and OpenVINO beside torch.
+
+    torch rounds when the model was trained in int8. Exit code 1 when a file is worse than torch by more than
+    `--within`.
+
+    Try: `sparse-pretrain export check runs/sst2-int8 runs/sst2-int8/onnx runs/sst2-int8/openvino --within 0.01`
+    """
+    from sparse_pretrain.export.task_metric import check_metric, render_metric
+
+    console = Console(stderr=as_json)
+    facts = check_metric(model, exports, console, task, split, within)
+    print_json(facts) if as_json else render_metric(facts, console)
+
+
 @app.command("report")
 def report_command(
     models: Annotated[list[str], typer.Argument(help="model folders or hub names, sparse and dense")],

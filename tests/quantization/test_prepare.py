@@ -9,7 +9,6 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     GPT2ForSequenceClassification,
-    PreTrainedModel,
 )
 
 from sparse_pretrain.errors import UserError
@@ -22,37 +21,13 @@ from sparse_pretrain.quantization.stored import (
     load_quantization,
     save_quantization,
 )
-from tests.finetune.models import tiny_config
+from tests.quantization.models import calibrated, ids, tiny
 
 REQUANTIZED = {
     "bert": ["query", "key", "intermediate.dense", "pooler.dense"],
     "roberta": ["query", "key", "intermediate.dense"],
     "distilbert": ["q_lin", "k_lin", "lin1"],
 }
-
-
-def tiny(model_type: str = "bert") -> PreTrainedModel:
-    torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(tiny_config(model_type)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5.0)
-    return model
-
-
-def ids(rows: int = 4) -> torch.Tensor:
-    return torch.randint(5, 60, (rows, 12), generator=torch.Generator().manual_seed(rows))
-
-
-def calibrated(model_type: str = "bert") -> PreTrainedModel:
-    model = tiny(model_type)
-    prepare_quantization(model, 0.1)
-    set_phase(model, observe=True, rounding=True)
-    model.train()
-    for rows in (4, 3, 5):
-        model(input_ids=ids(rows))
-    set_phase(model, observe=False, rounding=True)
-    return model.eval()
 
 
 @pytest.mark.parametrize("model_type", list(REQUANTIZED))
