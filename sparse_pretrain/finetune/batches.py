@@ -1,6 +1,7 @@
 """Encoded splits, batches of them, and predictions."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,17 @@ def by_length(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
         yield order[start : start + batch_size]
 
 
+@contextmanager
+def own_forward(model: nn.Module) -> Iterator[None]:
+    """Take off what a `Trainer` wraps around a model's forward: its autocast would win over the one wanted here."""
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.__dict__["forward"] = wrapped
+
+
 @torch.no_grad()
 def predict(
     kind: TaskKind, model: nn.Module, encoded: Dataset, collate: Collate, batch_size: int, bf16: bool
@@ -62,7 +74,7 @@ def predict(
     for rows in by_length(encoded[LENGTH], batch_size):
         inputs = kind.inputs(collate([encoded[row] for row in rows]))
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        with own_forward(model), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             heads = [head.cpu().numpy() for head in kind.outputs(model, inputs)]
         for place, row in enumerate(rows):
             outputs[row] = tuple(head[place] for head in heads)
