@@ -241,6 +241,10 @@ def report_command(
     ),
     texts: TextsOption = None,
     threads: Annotated[int, typer.Option(help="cores used by every engine; 0: all", min=0)] = 0,
+    task: Annotated[
+        bool,
+        typer.Option("--task", help="also measure each engine on the data a model was fine-tuned with"),
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="tiny inputs, two calls: to see that it works")
     ] = False,
@@ -262,7 +266,7 @@ def report_command(
     cores = threads or os.cpu_count() or 1
     settings = quick_settings(cores) if quick else ReportSettings(threads=cores)
     console = Console(stderr=as_json)
-    facts = write_report(models, output, settings, console, texts)
+    facts = write_report(models, output, settings, console, texts, task)
     if as_json:
         print_json(facts)
         return

@@ -1,7 +1,7 @@
 """The task's metric through the exported files: what counts in the end, beside how far single outputs are off."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +107,20 @@ def check_metric(
     }
     refuse_worse(facts)
     return facts
+
+
+def metric_by_engine(source: str | Path, runs: Mapping[str, Callable[[], Run]]) -> Facts:
+    """Return the headline metric of a fine-tuned model on its own validation data, through each of some engines.
+
+    Raises:
+        UserError: the model has no recipe beside it, or its data are not there.
+    """
+    evaluation = prepare_evaluation(source, None, VALIDATION, "fp32")
+    scores = {
+        name: evaluation.measure(engine_model(evaluation, start()), BATCH_SIZE)[evaluation.headline]
+        for name, start in runs.items()
+    }
+    return {"metric": evaluation.headline, "scores": scores}
 
 
 def candidates_in(folder: Path) -> list[Candidate]:
