@@ -49,6 +49,18 @@ def write_onnx(model: PreTrainedModel, layout: InputLayout, file: Path) -> None:
         raise UserError(
             f"{type(model).__name__}: torch cannot write it as ONNX: {str(error)[:200]!r}"
         ) from None
+    strip_traces(file)
+
+
+def strip_traces(file: Path) -> None:
+    """Remove what the exporter notes about every node: the exporting machine's stack traces, a megabyte of them."""
+    import onnx
+
+    # Weights in a file of their own stay there, untouched.
+    model = onnx.load(file, load_external_data=False)
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    onnx.save(model, file)
 
 
 def write_int8(source: Path, file: Path) -> None:

@@ -83,6 +83,7 @@ def test_int8_onnx_stores_every_weight_as_int8_and_its_zeros_as_zeros(trained: P
     assert all(np.mean(matrix == 0) >= 0.849 for matrix in matrices.values() if 37 in matrix.shape)
     widest = max(array.size for array in arrays.values() if array.dtype == np.float32)
     assert widest <= 64  # biases and layer norms; no matrix is left in fp32
+    assert b"site-packages" not in (exported / INT8_FILE).read_bytes()
     kinds = [node.op_type for node in graph.node]
     layers = read_json(trained / "model" / QUANTIZATION_FILE)["layers"]
     assert kinds.count("DequantizeLinear") >= len(layers)
