@@ -111,8 +111,13 @@ class Weights(StrEnum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    INT8 = "int8"
 
 
+CalibrateOption = Annotated[
+    Optional[Path],  # noqa: UP045 - typer evaluates the annotation
+    typer.Option(help="sentences of the task to find int8 scales on, one a line (UTF-8)"),
+]
 TextsOption = Annotated[
     Optional[Path],  # noqa: UP045 - typer evaluates the annotation
     typer.Option(help="sentences to check with, one a line (UTF-8); default: random tokens"),
@@ -125,8 +130,12 @@ def onnx_command(
     model: ModelArgument,
     out: OutArgument,
     int8: Annotated[
-        bool, typer.Option("--int8", help="also write model.int8.onnx: onnxruntime's dynamic int8, untrained")
+        bool,
+        typer.Option(
+            "--int8", help="also write model.int8.onnx: by trained scales, else onnxruntime's dynamic int8"
+        ),
     ] = False,
+    calibrate: CalibrateOption = None,
     texts: TextsOption = None,
     inputs: InputsOption = 100,
     overwrite: OverwriteOption = False,
@@ -134,15 +143,18 @@ def onnx_command(
 ) -> None:
     """Write `model.onnx`, task head included, for any batch and length, and compare it with torch.
 
-    Exit code 1, and nothing is written, when an output differs by more than 1e-4 of the largest. The int8 file's
-    difference is stated only.
+    Exit code 1, and nothing is written, when an output differs by more than 1e-4 of the largest.
 
-    Try: `sparse-pretrain export onnx runs/sst2 runs/sst2/onnx --int8 --texts sentences.txt`
+    A model that was trained in int8 (`finetune` with `quantization:`) gives real int8 with its trained scales, compared
+    with torch's rounding by the same scales (5 %). `--calibrate` finds scales on sentences instead, without training.
+    Otherwise int8 is dynamic, and its difference only stated.
+
+    Try: `sparse-pretrain export onnx runs/sst2-int8 runs/sst2-int8/onnx --int8 --texts sentences.txt`
     """
     from sparse_pretrain.export.onnx import export_onnx
 
     console = Console(stderr=as_json)
-    facts = export_onnx(model, out, console, int8, texts, inputs, overwrite)
+    facts = export_onnx(model, out, console, int8, texts, inputs, overwrite, calibrate)
     print_json(facts) if as_json else say_files(out, facts, console)
 
 
@@ -151,6 +163,7 @@ def openvino_command(
     model: ModelArgument,
     out: OutArgument,
     dtype: Annotated[Weights, typer.Option("--dtype", help="precision of the stored weights")] = Weights.FP16,
+    calibrate: CalibrateOption = None,
     sparse_rate: Annotated[
         Optional[float],  # noqa: UP045 - typer evaluates the annotation
         typer.Option(
@@ -165,14 +178,17 @@ def openvino_command(
     """Write `openvino_model.xml` and `.bin`, task head included, and compare them with torch.
 
     The setting for sparse weights stands in `export.json`: `load_openvino` compiles with it. OpenVINO uses it for
-    8-bit weights on CPUs with AMX, and ignores it elsewhere.
+    8-bit weights on CPUs with AMX, and ignores it elsewhere. int8 takes the scales of a model that was trained in
+    int8, or those that `--calibrate` finds.
 
     Try: `sparse-pretrain export openvino runs/sst2 runs/sst2/openvino --dtype fp16`
     """
     from sparse_pretrain.export.openvino import export_openvino
 
     console = Console(stderr=as_json)
-    facts = export_openvino(model, out, console, dtype.value, sparse_rate, texts, inputs, overwrite)
+    facts = export_openvino(
+        model, out, console, dtype.value, sparse_rate, texts, inputs, overwrite, calibrate
+    )
     print_json(facts) if as_json else say_files(out, facts, console)
 
 
@@ -190,6 +206,35 @@ def say_files(out: Path, facts: dict[str, Any], console: Console) -> None:
         )
 
 
+@app.command("check")
+def check_command(
+    model: Annotated[str, typer.Argument(help="a fine-tuning run, or its model folder")],
+    exports: Annotated[list[Path], typer.Argument(help="folders that `export onnx` or `openvino` wrote")],
+    task: Annotated[
+        Optional[str],  # noqa: UP045 - typer evaluates the annotation
+        typer.Option(help="a fine-tuning recipe; default: the one the model was fine-tuned with"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="validation, test, or train")] = "validation",
+    within: Annotated[
+        Optional[float],  # noqa: UP045 - typer evaluates the annotation
+        typer.Option(help="how much worse than torch a file may be, such as 0.01", min=0.0),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the task's metric through exported files: onnxruntime and OpenVINO beside torch.
+
+    torch rounds when the model was trained in int8. Exit code 1 when a file is worse than torch by more than
+    `--within`.
+
+    Try: `sparse-pretrain export check runs/sst2-int8 runs/sst2-int8/onnx runs/sst2-int8/openvino --within 0.01`
+    """
+    from sparse_pretrain.export.task_metric import check_metric, render_metric
+
+    console = Console(stderr=as_json)
+    facts = check_metric(model, exports, console, task, split, within)
+    print_json(facts) if as_json else render_metric(facts, console)
+
+
 @app.command("report")
 def report_command(
     models: Annotated[list[str], typer.Argument(help="model folders or hub names, sparse and dense")],
@@ -198,6 +243,10 @@ def report_command(
     ),
     texts: TextsOption = None,
     threads: Annotated[int, typer.Option(help="cores used by every engine; 0: all", min=0)] = 0,
+    task: Annotated[
+        bool,
+        typer.Option("--task", help="also measure each engine on the data a model was fine-tuned with"),
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="tiny inputs, two calls: to see that it works")
     ] = False,
@@ -219,7 +268,7 @@ def report_command(
     cores = threads or os.cpu_count() or 1
     settings = quick_settings(cores) if quick else ReportSettings(threads=cores)
     console = Console(stderr=as_json)
-    facts = write_report(models, output, settings, console, texts)
+    facts = write_report(models, output, settings, console, texts, task)
     if as_json:
         print_json(facts)
         return

@@ -9,13 +9,17 @@ from typing import Any, get_args
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from sparse_pretrain.export.bitmask import BITMASK_FILE, export_bitmask, unpack
 from sparse_pretrain.export.check import answers, compare
 from sparse_pretrain.export.compression import encoder_compression
 from sparse_pretrain.export.loading import load_model
-from sparse_pretrain.export.onnx import INT8_FILE, ONNX_FILE, Reference, reference, write_int8, write_onnx
+from sparse_pretrain.export.onnx import Reference, reference
+from sparse_pretrain.export.onnx_graph import INT8_FILE, ONNX_FILE, write_int8, write_onnx
+from sparse_pretrain.export.onnx_int8 import int8_model, observe, write_qdq
 from sparse_pretrain.export.openvino import BIN_FILE, EXACT, XML_FILE, compile_settings, write_ir
+from sparse_pretrain.export.openvino import Precision as IrPrecision
 from sparse_pretrain.export.runners import Run, onnx_runner, openvino_runner, torch_runner
 from sparse_pretrain.export.values import Precision
 from sparse_pretrain.models.prunable import prunable_weights
@@ -23,6 +27,8 @@ from sparse_pretrain.models.prunable import prunable_weights
 BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8}
 # What the report times. OpenVINO's own choice of precision is bf16 on CPUs that have it in hardware.
 ENGINES = ("torch", "onnxruntime", "onnxruntime int8", "openvino fp32", "openvino")
+# The last one stays in the folder.
+PRECISIONS: tuple[IrPrecision, ...] = ("int8", "fp16", "fp32")
 Facts = dict[str, Any]
 
 
@@ -74,7 +80,8 @@ def make_forms(
     folder.mkdir(parents=True)
     sizes, packed = weigh_weights(source, folder, console)
     torch_side = reference(source, texts, inputs, console)
-    sizes |= weigh_graphs(torch_side, folder, console)
+    rounded = int8_model(source, None, torch_side.layout)
+    sizes |= weigh_graphs(torch_side, rounded, folder, console)
     weights = packed["int8"]["prunable_weights"]
     facts: Facts = {
         "label": label,
@@ -92,6 +99,7 @@ def make_forms(
             )
             for name in ("fp32", "fp16", "int8")
         },
+        "int8": "dynamic" if rounded is None else "trained",
         "checked_with": "sentences" if torch_side.real else "random tokens",
     }
     forms = Forms(label, folder, torch_side, facts)
@@ -142,16 +150,25 @@ def gzip_size(file: Path, scratch: Path) -> int:
     return size
 
 
-def weigh_graphs(torch_side: Reference, folder: Path, console: Console) -> dict[str, int]:
-    """Write ONNX, int8 ONNX and OpenVINO IR (fp16 first, fp32 stays for the timing); return their bytes."""
+def weigh_graphs(
+    torch_side: Reference, rounded: PreTrainedModel | None, folder: Path, console: Console
+) -> dict[str, int]:
+    """Write ONNX, int8 ONNX and OpenVINO IR (fp32 last: it stays for the timing); return their bytes.
+
+    Int8 is that of `rounded`, the torch model that rounds by trained scales, or else dynamic.
+    """
     sizes = {}
     with console.status(f"{folder.name}: ONNX, OpenVINO"):
         write_onnx(torch_side.model, torch_side.layout, folder / ONNX_FILE)
         sizes["ONNX fp32"] = sum(path.stat().st_size for path in folder.glob(f"{ONNX_FILE}*"))
-        write_int8(folder / ONNX_FILE, folder / INT8_FILE)
+        if rounded is None:
+            write_int8(folder / ONNX_FILE, folder / INT8_FILE)
+        else:
+            write_qdq(rounded, torch_side.layout, folder / INT8_FILE)
         sizes["ONNX int8"] = (folder / INT8_FILE).stat().st_size
-        for precision in ("fp16", "fp32"):
-            write_ir(folder / ONNX_FILE, folder / XML_FILE, precision)
+        graphs = {"fp16": ONNX_FILE, "fp32": ONNX_FILE}
+        for precision in PRECISIONS if rounded is not None else PRECISIONS[1:]:
+            write_ir(folder / graphs.get(precision, INT8_FILE), folder / XML_FILE, precision)
             sizes[f"OpenVINO {precision}"] = sum(
                 (folder / name).stat().st_size for name in (XML_FILE, BIN_FILE)
             )
@@ -174,7 +191,11 @@ def dense_twin(sparse: Forms, scratch: Path, load: Callable[[str], Any] = load_m
     folder.mkdir(parents=True)
     layout = sparse.reference.layout
     write_onnx(model, layout, folder / ONNX_FILE)
-    write_int8(folder / ONNX_FILE, folder / INT8_FILE)
+    if sparse.facts["int8"] == "trained":
+        observe(model, sparse.reference.batches, layout)
+        write_qdq(model, layout, folder / INT8_FILE)
+    else:
+        write_int8(folder / ONNX_FILE, folder / INT8_FILE)
     write_ir(folder / ONNX_FILE, folder / XML_FILE, "fp32")
     facts = {
         **{key: sparse.facts[key] for key in ("source", "model", "parameters")},

@@ -1,9 +1,6 @@
-"""ONNX: the model with its task head, any batch and length, checked against torch; int8 by onnxruntime beside it."""
+"""ONNX: the model with its task head, any batch and length, checked against torch; int8 beside it."""
 
-import io
-import tempfile
-from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,6 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from sparse_pretrain.checkpoint.quiet import quiet_libraries
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.export.check import FP32_TOLERANCE, Agreement, answers, compare, must_agree
 from sparse_pretrain.export.inputs import (
@@ -20,25 +16,21 @@ from sparse_pretrain.export.inputs import (
     InputLayout,
     batches,
     input_layout,
-    padded,
     random_rows,
     read_sentences,
     sentence_rows,
 )
 from sparse_pretrain.export.loading import load_model, load_tokenizer
-from sparse_pretrain.export.runners import OutputsOnly, onnx_runner, output_names, require, torch_runner
+from sparse_pretrain.export.onnx_graph import INT8_FILE, ONNX_FILE, write_int8, write_onnx
+from sparse_pretrain.export.onnx_int8 import INT8_TOLERANCE, int8_answers, int8_model, write_qdq
+from sparse_pretrain.export.runners import onnx_runner, require, torch_runner
 from sparse_pretrain.export.target import EXPORT_FILE, copy_companions, staged_folder
 from sparse_pretrain.files import write_json
 from sparse_pretrain.models.loading import could_be_hub_name
 from sparse_pretrain.telemetry.bar import progress_bar
 
-ONNX_FILE = "model.onnx"
-INT8_FILE = "model.int8.onnx"
-# The protobuf library stops at 2 GB; from here on the weights lie in a file of their own.
-LARGEST_SINGLE_FILE = 1_900_000_000
 CHECK_INPUTS = 100
 CHECK_BATCH = 10
-EXAMPLE_LENGTH = 16
 Facts = dict[str, Any]
 
 
@@ -92,6 +84,7 @@ def export_onnx(
     texts: Path | None = None,
     inputs: int = CHECK_INPUTS,
     overwrite: bool = False,
+    calibrate: Path | None = None,
 ) -> Facts:
     """Write a model as `model.onnx` (and `model.int8.onnx`), config and tokenizer beside it.
 
@@ -99,17 +92,19 @@ def export_onnx(
         source: release, fine-tuned model, bitmask folder, any Hugging Face folder or hub name.
         out: the folder to make.
         console: shows progress.
-        int8: also quantise to dynamic int8 (onnxruntime's, the baseline without training).
+        int8: also write int8: by the scales of a model that was trained in int8, else onnxruntime's dynamic int8,
+            the baseline without training.
         texts: a file of sentences to check with; None: random tokens.
         inputs: how many to check with.
         overwrite: replace an earlier export at `out`.
+        calibrate: sentences; int8 is written by scales that are found on them, without training (static int8).
 
     Returns:
         JSON-able: sizes in bytes and agreement with torch of each file.
 
     Raises:
         UserError: no such model, a package is missing, or the disk refused.
-        CheckError: the fp32 file answers differently from torch.
+        CheckError: a file answers differently from torch; dynamic int8, which has no torch model, may.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package)
@@ -126,14 +121,46 @@ def export_onnx(
             "checked_with": "sentences" if torch_side.real else "random tokens",
             "files": {ONNX_FILE: check_file(folder / ONNX_FILE, torch_side, FP32_TOLERANCE, console)},
         }
-        if int8:
-            with console.status("quantising to dynamic int8"):
-                write_int8(folder / ONNX_FILE, folder / INT8_FILE)
-            # A baseline: its agreement is stated, not enforced.
-            facts["files"][INT8_FILE] = check_file(folder / INT8_FILE, torch_side, None, console)
+        if int8 or calibrate is not None:
+            facts["files"][INT8_FILE] = export_int8(source, folder, torch_side, calibrate, console)
         companions(source, torch_side.model, folder)
         write_json(folder / EXPORT_FILE, facts)
     return facts
+
+
+def export_int8(
+    source: str | Path, folder: Path, torch_side: Reference, calibrate: Path | None, console: Console
+) -> Facts:
+    """Write int8 beside the fp32 file: trained, static or dynamic; return what `check_file` does, and which it is.
+
+    Raises:
+        UserError: the sentences to calibrate on cannot be used.
+        CheckError: the file answers differently from the torch model that rounds by the same scales.
+    """
+    with console.status("torch to int8 ONNX"):
+        rounded = int8_reference(source, torch_side, calibrate)
+        if rounded is None:
+            write_int8(folder / ONNX_FILE, folder / INT8_FILE)
+            # A baseline: its agreement is stated, not enforced.
+            return {"int8": "dynamic", **check_file(folder / INT8_FILE, torch_side, None, console)}
+        write_qdq(rounded.model, rounded.layout, folder / INT8_FILE)
+    kind = "trained" if calibrate is None else "static"
+    from_fp32 = compare(torch_side.answers, rounded.answers).to_json()
+    checked = check_file(folder / INT8_FILE, rounded, INT8_TOLERANCE, console)
+    return {"int8": kind, **checked, "torch_int8_against_fp32": from_fp32}
+
+
+def int8_reference(source: str | Path, torch_side: Reference, calibrate: Path | None) -> Reference | None:
+    """Return the torch model that rounds, with its answers; None for a source that has no scales and gets none.
+
+    Raises:
+        UserError: the sentences to calibrate on cannot be used.
+    """
+    model = int8_model(source, calibrate, torch_side.layout)
+    if model is None:
+        return None
+    found = int8_answers(model, torch_side.layout, torch_side.batches)
+    return replace(torch_side, model=model, answers=found)
 
 
 def check_file(file: Path, torch_side: Reference, tolerance: float | None, console: Console) -> Facts:
@@ -166,56 +193,3 @@ def companions(source: str | Path, model: PreTrainedModel, folder: Path) -> None
         tokenizer = load_tokenizer(source)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-
-
-def write_onnx(model: PreTrainedModel, layout: InputLayout, file: Path) -> None:
-    """Trace a model by torch.export and write it with free batch and length (and choices).
-
-    Raises:
-        UserError: torch cannot express the model in ONNX.
-    """
-    # Two rows and sixteen tokens: a size of 1 would be taken for a constant.
-    length = min(EXAMPLE_LENGTH, layout.positions)
-    example = padded([[1] * length, [1] * (length - 1)], layout, 0)
-    axes = {0: "batch", 1: "choices", 2: "length"} if layout.choices else {0: "batch", 1: "length"}
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    try:
-        with quiet_libraries(), torch.no_grad(), redirect_stdout(io.StringIO()):
-            torch.onnx.export(
-                OutputsOnly(model, layout.names),
-                tuple(torch.from_numpy(example[name]) for name in layout.names),
-                file,
-                dynamo=True,
-                verbose=False,
-                input_names=list(layout.names),
-                output_names=output_names(model, example),
-                dynamic_shapes=((axes,) * len(layout.names),),
-                external_data=size > LARGEST_SINGLE_FILE,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise UserError(
-            f"{type(model).__name__}: torch cannot write it as ONNX: {str(error)[:200]!r}"
-        ) from None
-
-
-def write_int8(source: Path, file: Path) -> None:
-    """Quantise an ONNX file: int8 weights (symmetric: zeros stay zeros), activations at run time."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    with quiet_libraries(), tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        prepared = Path(scratch) / ONNX_FILE
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        # The quantiser turns Gemm into MatMul under the old names of intermediate results; with their old shapes
-        # still on record its shape inference stops ("existing shape differ").
-        graph = onnx.load(prepared)
-        del graph.graph.value_info[:]
-        onnx.save(graph, prepared, save_as_external_data=source.with_name(f"{source.name}.data").exists())
-        quantize_dynamic(
-            prepared,
-            file,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            extra_options={"WeightSymmetric": True},
-        )

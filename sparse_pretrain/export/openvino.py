@@ -1,4 +1,4 @@
-"""OpenVINO IR (fp32, fp16), made from the checked ONNX graph; with the compile setting for sparse weights."""
+"""OpenVINO IR (fp32, fp16, int8), made from the checked ONNX graph; with the compile setting for sparse weights."""
 
 import tempfile
 from pathlib import Path
@@ -9,7 +9,9 @@ from rich.console import Console
 
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.export.check import FP16_TOLERANCE, FP32_TOLERANCE, answers, compare, must_agree
-from sparse_pretrain.export.onnx import CHECK_INPUTS, ONNX_FILE, Facts, companions, reference, write_onnx
+from sparse_pretrain.export.onnx import CHECK_INPUTS, Facts, companions, int8_reference, reference
+from sparse_pretrain.export.onnx_graph import ONNX_FILE, write_onnx
+from sparse_pretrain.export.onnx_int8 import INT8_TOLERANCE, write_qdq
 from sparse_pretrain.export.runners import Run, openvino_runner, require
 from sparse_pretrain.export.target import EXPORT_FILE, staged_folder
 from sparse_pretrain.files import read_json, write_json
@@ -20,6 +22,13 @@ from sparse_pretrain.telemetry.bar import progress_bar
 XML_FILE = "openvino_model.xml"
 BIN_FILE = "openvino_model.bin"
 SPARSE_RATE = "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE"
+Precision = Literal["fp32", "fp16", "int8"]
+# The largest difference from torch that is let through, as a share of the largest output.
+TOLERANCES: dict[Precision, float] = {
+    "fp32": FP32_TOLERANCE,
+    "fp16": FP16_TOLERANCE,
+    "int8": INT8_TOLERANCE,
+}
 # On CPUs with AMX OpenVINO computes in bf16 unless told otherwise: no base for a check.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 # Below the target: single matrices scatter around it, and one below the rate stays dense.
@@ -32,11 +41,12 @@ def export_openvino(
     source: str | Path,
     out: Path,
     console: Console,
-    precision: Literal["fp32", "fp16"] = "fp16",
+    precision: Precision = "fp16",
     sparse_rate: float | None = None,
     texts: Path | None = None,
     inputs: int = CHECK_INPUTS,
     overwrite: bool = False,
+    calibrate: Path | None = None,
 ) -> Facts:
     """Write a model as OpenVINO IR, config and tokenizer beside it.
 
@@ -44,12 +54,14 @@ def export_openvino(
         source: release, fine-tuned model, bitmask folder, any Hugging Face folder or hub name.
         out: the folder to make.
         console: shows progress.
-        precision: of the stored weights; computation is the compiler's choice.
+        precision: of the stored weights; computation is the compiler's choice. int8 needs a model that was trained in
+            int8, or `calibrate`.
         sparse_rate: share of zeros, in [0, 1], from which a matrix is compiled with its zeros left out; kept in
             `export.json`, for IR has no place for it. None: from the model's own zeros.
         texts: a file of sentences to check with; None: random tokens.
         inputs: how many to check with.
         overwrite: replace an earlier export at `out`.
+        calibrate: sentences to find int8 scales on, without training.
 
     Returns:
         JSON-able: size in bytes, agreement with torch, compile settings.
@@ -65,18 +77,27 @@ def export_openvino(
     out = out.expanduser()
     with staged_folder(out, overwrite) as folder:
         torch_side = reference(source, texts, inputs, console)
+        if precision == "int8":
+            rounded = int8_reference(source, torch_side, calibrate)
+            if rounded is None:
+                raise UserError(
+                    f"{source}: was not trained in int8, so it has no scales; fine-tune it with a `quantization:` "
+                    "section, or give sentences to find scales on: --calibrate FILE"
+                )
+            torch_side = rounded
         with (
             console.status("torch to ONNX to OpenVINO"),
             tempfile.TemporaryDirectory(dir=out.parent) as scratch,
         ):
             graph = Path(scratch) / ONNX_FILE
-            write_onnx(torch_side.model, torch_side.layout, graph)
+            write = write_qdq if precision == "int8" else write_onnx
+            write(torch_side.model, torch_side.layout, graph)
             write_ir(graph, folder / XML_FILE, precision)
         weights = prunable_weights(torch_side.model).values()
         zeros = sum(weight.numel() - int(torch.count_nonzero(weight)) for weight in weights)
         sparsity = zeros / sum(weight.numel() for weight in weights)
         settings = compile_settings(sparsity, sparse_rate)
-        tolerance = FP16_TOLERANCE if precision == "fp16" else FP32_TOLERANCE
+        tolerance = TOLERANCES[precision]
         with progress_bar(console, transient=True) as bar:
             task = bar.add_task(XML_FILE, total=len(torch_side.batches), numbers="batches")
             run = openvino_runner(folder / XML_FILE, {**settings, **EXACT}, torch.get_num_threads())
@@ -106,8 +127,8 @@ def export_openvino(
     return facts
 
 
-def write_ir(graph: Path, file: Path, precision: Literal["fp32", "fp16"]) -> None:
-    """Convert an ONNX file to `.xml` and `.bin`."""
+def write_ir(graph: Path, file: Path, precision: Precision) -> None:
+    """Convert an ONNX file (int8: one with QuantizeLinear, which IR stores in int8) to `.xml` and `.bin`."""
     import openvino
 
     openvino.save_model(openvino.convert_model(graph), file, compress_to_fp16=precision == "fp16")

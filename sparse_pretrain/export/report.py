@@ -3,6 +3,7 @@
 import platform
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sparse_pretrain.export.onnx import CHECK_INPUTS
 from sparse_pretrain.export.report_card import findings, markdown
 from sparse_pretrain.export.report_plot import draw
 from sparse_pretrain.export.runners import require
+from sparse_pretrain.export.task_metric import metric_by_engine
 from sparse_pretrain.export.timing import QUICK, THOROUGH, Pace, side_by_side, summary
 from sparse_pretrain.files import read_json, write_json, write_text
 from sparse_pretrain.telemetry.bar import progress_bar
@@ -52,7 +54,12 @@ def quick_settings(threads: int) -> ReportSettings:
 
 
 def write_report(
-    sources: list[str], output: Path, settings: ReportSettings, console: Console, texts: Path | None = None
+    sources: list[str],
+    output: Path,
+    settings: ReportSettings,
+    console: Console,
+    texts: Path | None = None,
+    measure_task: bool = False,
 ) -> Facts:
     """Measure models side by side; write `report.json`, `report.md`, `report.png`.
 
@@ -65,6 +72,7 @@ def write_report(
         settings: how much is measured.
         console: shows progress.
         texts: sentences to compare answers on; None: random tokens.
+        measure_task: also measure every engine on the validation data that a model was fine-tuned with.
 
     Raises:
         UserError: no such model, or a package is missing.
@@ -83,6 +91,11 @@ def write_report(
             make_forms(source, label, scratch, texts, settings.check_inputs, settings.threads, console)
             for source, label in zip(sources, labels, strict=True)
         ]
+        if measure_task:
+            for model in models:
+                with console.status(f"{model.label}: the task by every engine"):
+                    runs = {engine: partial(model.runner, engine, settings.threads) for engine in ENGINES}
+                    model.facts["task_metric"] = metric_by_engine(model.facts["source"], runs)
         pairs = pair_up(models, scratch, console)
         times = time_models(pairs, settings, console)
     finally:

@@ -105,9 +105,18 @@ def size_table(facts: Facts) -> list[str]:
         ["sparsity of the prunable weights", *(f"{model['sparsity']:.1%}" for model in models)],
         ["task metric", *(score(model) for model in models)],
     ]
+    for engine in dict.fromkeys(engine for model in models for engine in engine_scores(model)):
+        cells = (engine_scores(model).get(engine) for model in models)
+        rows.append([f"task metric by {engine}", *("" if cell is None else f"{cell:.4f}" for cell in cells)])
     for name in sorted({name for model in models for name in model["bytes"]}):
         rows.append([name, *(f"{model['bytes'][name] / 1e6:.1f} MB" for model in models)])
     return table(["", *(model["label"] for model in models)], rows)
+
+
+def engine_scores(model: Facts) -> dict[str, float]:
+    """Return a model's task metric by engine; nothing when it was not measured."""
+    found: dict[str, float] = model.get("task_metric", {}).get("scores", {})
+    return found
 
 
 def score(model: Facts) -> str:

@@ -1,13 +1,14 @@
 """Encoded splits, batches of them, and predictions."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
 from sparse_pretrain.finetune.kinds.base import LENGTH, Array, TaskKind
@@ -45,9 +46,20 @@ def by_length(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
         yield order[start : start + batch_size]
 
 
+@contextmanager
+def own_forward(model: nn.Module) -> Iterator[None]:
+    """Take off what a `Trainer` wraps around a model's forward: its autocast would win over the one wanted here."""
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.__dict__["forward"] = wrapped
+
+
 @torch.no_grad()
 def predict(
-    kind: TaskKind, model: PreTrainedModel, encoded: Dataset, collate: Collate, batch_size: int, bf16: bool
+    kind: TaskKind, model: nn.Module, encoded: Dataset, collate: Collate, batch_size: int, bf16: bool
 ) -> list[tuple[Array, ...]]:
     """Run a model over an encoded split.
 
@@ -56,11 +68,13 @@ def predict(
     """
     was_training = model.training
     model.eval()
+    # A model of another engine (export.task_metric) has no parameters, and computes on the CPU.
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     outputs: list[tuple[Array, ...]] = [()] * len(encoded)
     for rows in by_length(encoded[LENGTH], batch_size):
         inputs = kind.inputs(collate([encoded[row] for row in rows]))
-        inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
+        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+        with own_forward(model), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             heads = [head.cpu().numpy() for head in kind.outputs(model, inputs)]
         for place, row in enumerate(rows):
             outputs[row] = tuple(head[place] for head in heads)
@@ -69,7 +83,7 @@ def predict(
 
 
 def measure(
-    kind: TaskKind, model: PreTrainedModel, split: Split, collate: Collate, batch_size: int, bf16: bool
+    kind: TaskKind, model: nn.Module, split: Split, collate: Collate, batch_size: int, bf16: bool
 ) -> dict[str, float]:
     """Return the metrics of a model on a split."""
     return kind.score(

@@ -172,6 +172,48 @@ class DistillationSection(Section):
         return self
 
 
+class QuantizationSection(Section):
+    """Train with int8 in the loop (Q8BERT, Zafrir et al. 2019): forward rounds weights and activations, gradients
+    pass as if it did not. The section turns it on; `quantization={}` does so with the defaults.
+
+    Weights: symmetric, by the largest magnitude of each matrix. Activations: 256 levels over a range that follows the
+    batches and then stands still. Evaluation is in fp32: what int8 engines compute.
+    """
+
+    bits: Literal[8] = 8
+    momentum: float = Field(
+        0.01, gt=0, le=1, description="share of a new batch in the ranges' moving average"
+    )
+    calibration_steps: int = Field(
+        20, ge=1, description="first optimizer steps: ranges are observed, nothing is rounded yet"
+    )
+    freeze_after: int | float = Field(
+        0.8,
+        gt=0,
+        description="ranges stand still from this step (whole number), or share of all steps (1.0 or less), on",
+    )
+
+    @model_validator(mode="after")
+    def _ranges_are_observed_before_they_freeze(self) -> "QuantizationSection":
+        if isinstance(self.freeze_after, float) and self.freeze_after > 1:
+            raise ValueError(
+                f"freeze_after = {self.freeze_after}: a share up to 1.0, or a whole number of steps"
+            )
+        if isinstance(self.freeze_after, int) and self.freeze_after < self.calibration_steps:
+            raise ValueError(
+                f"freeze_after = {self.freeze_after}: ranges are observed for calibration_steps = "
+                f"{self.calibration_steps} at least"
+            )
+        return self
+
+    def freeze_step(self, steps: int) -> int:
+        """Return the optimizer step, counted from 0, from which ranges stand still in a run of `steps`."""
+        share = isinstance(self.freeze_after, float)
+        return max(
+            self.calibration_steps, round(self.freeze_after * steps) if share else int(self.freeze_after)
+        )
+
+
 class TrainingSection(Section):
     """How it is trained: AdamW, linear warm-up and decay, batches of sentences of like length."""
 
@@ -216,6 +258,7 @@ class FinetuneRecipe(Section):
     task: TaskSection
     training: TrainingSection = TrainingSection()
     distillation: DistillationSection | None = None
+    quantization: QuantizationSection | None = None
     sweep: SweepSection = SweepSection()
 
     @model_validator(mode="after")

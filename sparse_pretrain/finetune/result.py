@@ -26,6 +26,7 @@ class FinetuneResult:
         seconds: of everything from reading the data to writing the model.
         warnings: what the user was warned of.
         teacher: folder of the model that was learnt from; None without distillation.
+        int8_layers: layers that were trained in int8; 0 without quantization.
     """
 
     output: Path
@@ -41,6 +42,7 @@ class FinetuneResult:
     seconds: float
     warnings: list[str] = field(default_factory=list)
     teacher: str | None = None
+    int8_layers: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields with paths as text."""
@@ -63,6 +65,8 @@ def render_result(result: FinetuneResult, console: Console) -> None:
     console.print(table)
     if result.teacher is not None:
         console.print(f"learnt from {result.teacher}", soft_wrap=True)
+    if result.int8_layers:
+        console.print(f"measured in int8: weights and activations of {result.int8_layers} layers rounded")
     if result.masks in ("file", "zeros"):
         console.print(
             f"masks locked (from the {result.masks}): {result.sparsity:.2%} of the prunable weights are zero, "

@@ -31,12 +31,13 @@ def teacher_recipe(recipe: FinetuneRecipe, fingerprint: str) -> FinetuneRecipe:
     changes: dict[str, Any] = {
         "model": section.dense,
         "distillation": None,
+        "quantization": None,
         "masks": "ignore",
         "seeds": [],
         "overwrite": False,
     }
     dense = recipe.model_copy(update=changes)
-    values = dense.model_dump(mode="json", exclude={"output", "sweep", "model"})
+    values = dense.model_dump(mode="json", exclude={"output", "sweep", "model", "quantization"})
     weights = [sha256_file(file) for file in weight_files(model_path(section.dense))]
     identity = sha256_json({"recipe": values, "data": fingerprint, "weights": weights})[:IDENTITY_LENGTH]
     folder = section.teachers or recipe.output.parent / "teachers"

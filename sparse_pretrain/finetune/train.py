@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -35,6 +36,10 @@ from sparse_pretrain.finetune.task_model import load_task_model, load_tokenizer
 from sparse_pretrain.finetune.tasks import TRAIN, VALIDATION, load_task
 from sparse_pretrain.finetune.teacher import check_teacher, load_teacher, teacher_recipe
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
+from sparse_pretrain.quantization.layers import QuantizedLayer
+from sparse_pretrain.quantization.prepare import prepare_quantization
+from sparse_pretrain.quantization.schedule import QuantizationSchedule
+from sparse_pretrain.quantization.stored import save_quantization
 from sparse_pretrain.training.precision import resolve_precision
 from sparse_pretrain.training.provenance import provenance
 
@@ -51,7 +56,8 @@ class Job:
     """A recipe with everything it names loaded and checked; nothing is written yet.
 
     `labels` are the names of the classes; `fingerprint` is that of all texts and labels; `teacher` is where the
-    fine-tuned teacher lies, if there is one (`teacher: auto`: once it is trained).
+    fine-tuned teacher lies, if there is one (`teacher: auto`: once it is trained); `int8` are the layers that are
+    trained in int8, by name.
     """
 
     recipe: FinetuneRecipe
@@ -66,12 +72,15 @@ class Job:
     found: FoundMasks
     bf16: bool
     warnings: list[str]
+    int8: dict[str, QuantizedLayer]
     teacher: str | None = None
 
     def measure(self, split: str) -> dict[str, float]:
         """Return the metrics of one split."""
         rows = 2 * self.recipe.training.batch_size
-        return measure(self.kind, self.model, self.splits[split], self.collate, rows, self.bf16)
+        # Levels times scale are rounded once more in bf16; no int8 engine does that.
+        bf16 = self.bf16 and not self.int8
+        return measure(self.kind, self.model, self.splits[split], self.collate, rows, bf16)
 
 
 def finetune(recipe: FinetuneRecipe, console: Console) -> FinetuneResult:
@@ -115,6 +124,7 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> FinetuneResult:
         seconds=round(time.perf_counter() - started, 3),
         warnings=job.warnings,
         teacher=job.teacher,
+        int8_layers=len(job.int8),
     )
     write_json(job.output / METRICS, result.to_json())
     render_result(result, console)
@@ -147,6 +157,8 @@ def prepare(recipe: FinetuneRecipe) -> Job:
     if teacher is not None:
         check_teacher(teacher, task, data.labels, tokenizer, training.max_length)
     kind = kind_of(task)
+    splits = encode(kind, tokenizer, data.splits, training.max_length)
+    warnings = mask_warnings(recipe, model, found)
     return Job(
         recipe=recipe,
         output=output,
@@ -155,13 +167,32 @@ def prepare(recipe: FinetuneRecipe) -> Job:
         tokenizer=tokenizer,
         collate=collator(kind, tokenizer),
         labels=data.labels,
-        splits=encode(kind, tokenizer, data.splits, training.max_length),
+        splits=splits,
         fingerprint=data.fingerprint(),
         found=found,
         bf16=resolve_precision(training.precision) == "bf16",
-        warnings=mask_warnings(recipe, model, found),
+        warnings=warnings,
+        int8=prepare_int8(recipe, model, len(splits[TRAIN].encoded)),
         teacher=None if teacher is None or teacher.teacher == AUTO else teacher.teacher,
     )
+
+
+def prepare_int8(recipe: FinetuneRecipe, model: PreTrainedModel, rows: int) -> dict[str, QuantizedLayer]:
+    """Put int8 layers into a model when the recipe wants them.
+
+    Raises:
+        UserError: a layer that cannot be trained in int8, or a run that ends before it rounds anything.
+    """
+    section = recipe.quantization
+    if section is None:
+        return {}
+    steps = total_steps(recipe, rows)
+    if section.calibration_steps >= steps:
+        raise UserError(
+            f"quantization.calibration_steps = {section.calibration_steps}: the run has {steps} optimizer steps in "
+            "all; use fewer, such as a tenth of that"
+        )
+    return prepare_quantization(model, section.momentum)
 
 
 def teacher_of(job: Job) -> PreTrainedModel | None:
@@ -234,7 +265,11 @@ def train(job: Job, teacher: PreTrainedModel | None, console: Console) -> float:
     """Run the `Trainer`; return the seconds it took."""
     between_epochs = (lambda: job.measure(VALIDATION)) if job.recipe.training.evaluate == "epoch" else None
     progress = ProgressReport(console, f"fine-tuning {job.output.name}", job.output / LOG, between_epochs)
-    lock = [MaskLock(job.found.masks)] if len(job.found.masks) else []
+    methods: list[TrainerCallback] = [MaskLock(job.found.masks)] if len(job.found.masks) else []
+    section = job.recipe.quantization
+    if section is not None:
+        steps = total_steps(job.recipe, len(job.splits[TRAIN].encoded))
+        methods.append(QuantizationSchedule(section.calibration_steps, section.freeze_step(steps)))
     try:
         with quiet_libraries():
             trainer = TaskTrainer(
@@ -242,7 +277,7 @@ def train(job: Job, teacher: PreTrainedModel | None, console: Console) -> float:
                 args=training_arguments(job),
                 train_dataset=job.splits[TRAIN].encoded,
                 data_collator=job.collate,
-                callbacks=[progress, *lock],
+                callbacks=[progress, *methods],
             )
             trainer.kind = job.kind
             trainer.teacher, trainer.distillation = teacher, job.recipe.distillation
@@ -257,7 +292,7 @@ def train(job: Job, teacher: PreTrainedModel | None, console: Console) -> float:
 def training_arguments(job: Job) -> TrainingArguments:
     """Return the `Trainer`'s settings; everything that would write or print is ours."""
     training = job.recipe.training
-    steps = total_steps(job)
+    steps = total_steps(job.recipe, len(job.splits[TRAIN].encoded))
     return TrainingArguments(
         output_dir=str(job.output),
         num_train_epochs=training.epochs,
@@ -282,18 +317,19 @@ def training_arguments(job: Job) -> TrainingArguments:
     )
 
 
-def total_steps(job: Job) -> int:
-    """Return the number of optimizer steps of the run; an epoch's last batch may be smaller."""
-    training = job.recipe.training
-    return training.epochs * -(-len(job.splits[TRAIN].encoded) // training.batch_size)
+def total_steps(recipe: FinetuneRecipe, rows: int) -> int:
+    """Return the number of optimizer steps of a run over so many rows; an epoch's last batch may be smaller."""
+    training = recipe.training
+    return training.epochs * -(-rows // training.batch_size)
 
 
 def append_final(job: Job, metrics: dict[str, dict[str, float]]) -> None:
     """Add the final metrics of every split to the log."""
+    steps = total_steps(job.recipe, len(job.splits[TRAIN].encoded))
     with (job.output / LOG).open("a", encoding="utf-8") as file:
         for split, values in metrics.items():
             row = {"split": split, **values}
-            file.write(metrics_row("evaluation", total_steps(job), job.recipe.training.epochs, row))
+            file.write(metrics_row("evaluation", steps, job.recipe.training.epochs, row))
 
 
 def refuse_not_finite(model: PreTrainedModel) -> None:
@@ -306,7 +342,7 @@ def refuse_not_finite(model: PreTrainedModel) -> None:
 
 
 def save_model(job: Job, folder: Path) -> None:
-    """Write weights, config, tokenizer and masks under a temporary name, then rename."""
+    """Write weights, config, tokenizer, masks and int8 scales under a temporary name, then rename."""
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -315,6 +351,8 @@ def save_model(job: Job, folder: Path) -> None:
         job.tokenizer.save_pretrained(staging)
     if len(job.found.masks):
         job.found.masks.save(staging / MASK_FILE)
+    if job.recipe.quantization is not None:
+        save_quantization(job.model, staging, job.recipe.quantization.momentum)
     for path in staging.iterdir():
         fsync_file(path)
     replace_folder(staging, folder)

@@ -15,7 +15,8 @@ from sparse_pretrain.errors import UserError
 from sparse_pretrain.export import load_model
 from sparse_pretrain.export.check import CheckError, compare, must_agree
 from sparse_pretrain.export.inputs import InputLayout, batches, full_batch, input_layout, padded, random_rows
-from sparse_pretrain.export.onnx import INT8_FILE, ONNX_FILE, export_onnx
+from sparse_pretrain.export.onnx import export_onnx
+from sparse_pretrain.export.onnx_graph import INT8_FILE, ONNX_FILE
 from sparse_pretrain.export.openvino import (
     EXACT,
     SPARSE_RATE,

@@ -17,7 +17,7 @@ from sparse_pretrain.export.bitmask import plan_file
 from sparse_pretrain.export.compression import encoder_compression
 from sparse_pretrain.export.forms import ENGINES
 from sparse_pretrain.export.report import accuracy, label_sources
-from sparse_pretrain.export.report_card import findings
+from sparse_pretrain.export.report_card import findings, size_table
 from sparse_pretrain.export.source import Source
 from sparse_pretrain.export.timing import Pace, side_by_side, summary
 from sparse_pretrain.files import write_json
@@ -136,6 +136,17 @@ def test_a_quick_report_of_dense_and_sparse_has_every_number(tmp_path: Path) -> 
     assert facts["findings"][0] in text
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in out.iterdir()} == {"report.json", "report.md", "report.png"}
+
+
+def test_the_task_metric_of_every_engine_is_a_row() -> None:
+    model = {
+        "label": "a",
+        "sparsity": 0.9,
+        "bytes": {},
+        "task_metric": {"scores": {"onnxruntime int8": 0.75}},
+    }
+    rows = size_table({"models": [model, {"label": "b", "sparsity": 0.0, "bytes": {}}]})
+    assert "| task metric by onnxruntime int8 | 0.7500 |  |" in rows
 
 
 def test_a_report_of_nothing_is_a_mistake_in_one_line(tmp_path: Path) -> None:
