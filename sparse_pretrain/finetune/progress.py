@@ -8,8 +8,10 @@ from typing import Any, TextIO
 from rich.console import Console
 from transformers import TrainerCallback
 
+from sparse_pretrain.files import write_text
 from sparse_pretrain.finetune.tasks import VALIDATION
 from sparse_pretrain.telemetry.bar import progress_bar
+from sparse_pretrain.telemetry.metrics import read_rows
 
 Measure = Callable[[], dict[str, Any]]
 
@@ -29,9 +31,10 @@ class ProgressReport(TrainerCallback):
         self._task = self._progress.add_task(label, total=None, numbers="")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the bar and the file."""
-        self._file = self._log.open("w", encoding="utf-8", buffering=1)
-        self._progress.reset(self._task, start=True, total=state.max_steps, completed=0)
+        """Start the bar and the file; of a run that goes on, behind what it has already."""
+        write_text(self._log, "".join(lines_until(self._log, state.global_step)))
+        self._file = self._log.open("a", encoding="utf-8", buffering=1)
+        self._progress.reset(self._task, start=True, total=state.max_steps, completed=state.global_step)
         self._progress.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -72,6 +75,11 @@ class ProgressReport(TrainerCallback):
     def _write(self, kind: str, state: Any, values: dict[str, Any]) -> None:
         if self._file is not None:
             self._file.write(metrics_row(kind, state.global_step, state.epoch, values))
+
+
+def lines_until(log: Path, step: int) -> list[str]:
+    """Return the whole lines of a log up to a step."""
+    return [json.dumps(row) + "\n" for row in read_rows(log) if row["step"] <= step]
 
 
 def metrics_row(kind: str, step: int, epoch: float, values: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ from sparse_pretrain.finetune.result import FinetuneResult, render_result
 from sparse_pretrain.finetune.task_model import load_task_model, load_tokenizer
 from sparse_pretrain.finetune.tasks import TRAIN, VALIDATION, load_task
 from sparse_pretrain.finetune.teacher import check_teacher, load_teacher, teacher_recipe
+from sparse_pretrain.finetune.unfinished import FOLDER, PROVENANCE, discard, keeps_epochs, newest_epoch
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 from sparse_pretrain.quantization.layers import QuantizedLayer
 from sparse_pretrain.quantization.prepare import prepare_quantization
@@ -104,12 +105,17 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> FinetuneResult:
     if recipe.distillation is not None and recipe.distillation.teacher == AUTO:
         job = replace(job, teacher=train_teacher(recipe, job.fingerprint, console))
         teacher = teacher_of(job)
-    open_output(job)
-    seconds = train(job, teacher, console)
+    epoch = newest_epoch(recipe, job.fingerprint)
+    if epoch is None:
+        open_output(job)
+    else:
+        console.print(f"going on behind the last whole epoch: {epoch}", soft_wrap=True)
+    seconds = train(job, teacher, console, epoch)
     refuse_not_finite(job.model)
     metrics = {name: job.measure(name) for name in job.splits if name != TRAIN}
     append_final(job, metrics)
     save_model(job, job.output / MODEL)
+    discard(job.output)
     result = FinetuneResult(
         output=job.output,
         model_folder=job.output / MODEL,
@@ -256,13 +262,14 @@ def open_output(job: Job) -> None:
     for name in (METRICS, LOG):
         (job.output / name).unlink(missing_ok=True)
     shutil.rmtree(job.output / MODEL, ignore_errors=True)
+    discard(job.output)
     write_text(job.output / RECIPE, to_yaml(job.recipe))
     about = provenance(job.fingerprint, world_size=1, precision="bf16" if job.bf16 else "fp32")
-    write_json(job.output / "provenance.json", about)
+    write_json(job.output / PROVENANCE, about)
 
 
-def train(job: Job, teacher: PreTrainedModel | None, console: Console) -> float:
-    """Run the `Trainer`; return the seconds it took."""
+def train(job: Job, teacher: PreTrainedModel | None, console: Console, epoch: Path | None) -> float:
+    """Run the `Trainer`, from a checkpoint of its own where there is one; return the seconds it took."""
     between_epochs = (lambda: job.measure(VALIDATION)) if job.recipe.training.evaluate == "epoch" else None
     progress = ProgressReport(console, f"fine-tuning {job.output.name}", job.output / LOG, between_epochs)
     methods: list[TrainerCallback] = [MaskLock(job.found.masks)] if len(job.found.masks) else []
@@ -283,7 +290,7 @@ def train(job: Job, teacher: PreTrainedModel | None, console: Console) -> float:
             trainer.teacher, trainer.distillation = teacher, job.recipe.distillation
             trainer.remove_callback(PrinterCallback)
             started = time.perf_counter()
-            trainer.train()
+            trainer.train(resume_from_checkpoint=None if epoch is None else str(epoch))
             return time.perf_counter() - started
     finally:
         progress.stop()
@@ -294,7 +301,7 @@ def training_arguments(job: Job) -> TrainingArguments:
     training = job.recipe.training
     steps = total_steps(job.recipe, len(job.splits[TRAIN].encoded))
     return TrainingArguments(
-        output_dir=str(job.output),
+        output_dir=str(job.output / FOLDER),
         num_train_epochs=training.epochs,
         per_device_train_batch_size=training.batch_size,
         learning_rate=training.learning_rate,
@@ -309,7 +316,8 @@ def training_arguments(job: Job) -> TrainingArguments:
         remove_unused_columns=False,
         seed=job.recipe.seed,
         logging_steps=max(1, steps // ROWS_OF_LOG),
-        save_strategy="no",
+        save_strategy="epoch" if keeps_epochs(job.recipe) else "no",
+        save_total_limit=2,  # a kill may leave the newest half written
         report_to="none",
         disable_tqdm=True,
         log_level="error",

@@ -8,17 +8,21 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from sparse_pretrain.checkpoint.inspect import inspect
-from sparse_pretrain.config.load import load_recipe
+from sparse_pretrain.config.load import load_recipe, to_yaml
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.finetune.evaluate import evaluate
 from sparse_pretrain.finetune.mask_lock import nonzero_outside
+from sparse_pretrain.finetune.progress import ProgressReport
 from sparse_pretrain.finetune.recipe import FinetuneRecipe
 from sparse_pretrain.finetune.train import finetune
+from sparse_pretrain.finetune.unfinished import newest_epoch
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 from sparse_pretrain.shipped import shipped_recipes
+from sparse_pretrain.telemetry.metrics import read_rows
 from tests.finetune.models import SPARSITY, pairs, recipe
 
 SHIPPED = [path.stem for path in shipped_recipes() if path.stem.startswith("finetune-")]
@@ -221,3 +225,50 @@ def test_shipped_recipes_are_there() -> None:
 def test_wrong_recipes_say_what_would_be_right(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe("finetune-sts-b", [override], FinetuneRecipe)
+
+
+def test_an_interrupted_run_goes_on_behind_its_last_epoch_as_if_nothing_had_happened(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weights(output: str) -> dict[str, torch.Tensor]:
+        return load_file(tmp_path / output / "model" / "model.safetensors")
+
+    def settings(output: str) -> FinetuneRecipe:
+        return recipe(folder, tmp_path / output, epochs=3, dropout=0.1)
+
+    whole = finetune(settings("whole"), Console(quiet=True))
+    assert not (tmp_path / "whole" / "unfinished").exists()
+
+    def stop(self: ProgressReport, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == state.max_steps // 3 + 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressReport, "on_step_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(settings("part"), Console(quiet=True))
+    console = Console(record=True, width=200, force_terminal=False)
+    result = finetune(settings("part"), console)
+    assert "going on behind the last whole epoch" in console.export_text()
+    assert result.metrics == whole.metrics
+    mine, theirs = weights("part"), weights("whole")
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    rows = [[row["step"] for row in read_rows(tmp_path / one / "metrics.jsonl")] for one in ("part", "whole")]
+    assert rows[0] == rows[1]
+    assert not (tmp_path / "part" / "unfinished").exists()
+
+
+def test_what_another_recipe_has_left_is_not_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    first = recipe(folder, tmp_path / "run", epochs=3)
+    checkpoint = tmp_path / "run" / "unfinished" / "checkpoint-7"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "run" / "recipe.yaml").write_text(to_yaml(first))
+    (tmp_path / "run" / "provenance.json").write_text('{"data_fingerprint": "abc"}')
+    assert newest_epoch(first, "abc") is None, "half written"
+    (checkpoint / "trainer_state.json").touch()
+    assert newest_epoch(first, "abc") == checkpoint
+    assert newest_epoch(first, "other texts") is None
+    assert newest_epoch(recipe(folder, tmp_path / "run", epochs=4), "abc") is None
+    (tmp_path / "run" / "provenance.json").write_text("{")
+    assert newest_epoch(first, "abc") is None
