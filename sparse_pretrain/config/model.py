@@ -26,7 +26,8 @@ class ModelSection(Section):
     )
     dropout: float | None = Field(None, ge=0, lt=1, description="every dropout of the model; none: its own")
     attention: Attention = Field(
-        "auto", description="auto: sdpa on GPUs; eager on CPUs, whose fused bf16 backward is slower"
+        "auto",
+        description="auto: sdpa on GPUs; on CPUs one of our own, which torch's fused one is slower than",
     )
 
     @model_validator(mode="after")

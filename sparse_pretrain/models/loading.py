@@ -19,6 +19,7 @@ from transformers import (
 
 from sparse_pretrain.config.model import ModelSection
 from sparse_pretrain.errors import UserError
+from sparse_pretrain.models.cpu_attention import register
 from sparse_pretrain.models.known import KNOWN_ARCHITECTURES
 
 # What every library calls the same thing.
@@ -174,7 +175,7 @@ def attention_of(section: ModelSection) -> str:
     """Return the attention implementation for this hardware."""
     if section.attention != "auto":
         return section.attention
-    return "sdpa" if torch.cuda.is_available() else "eager"
+    return "sdpa" if torch.cuda.is_available() else register()
 
 
 def supports_next_sentence(config: PretrainedConfig) -> bool:

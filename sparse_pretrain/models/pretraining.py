@@ -3,10 +3,12 @@
 from inspect import signature
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparse_pretrain.data.batch import Batch
+from sparse_pretrain.models.cpu_dropout import quicken_dropout
 from sparse_pretrain.models.heads import head_of
 from sparse_pretrain.models.projections import PROJECTION_PREFIX
 
@@ -65,6 +67,8 @@ class PretrainingModel(nn.Module):
         self._taps = taps or Taps()
         self._head = head_of(model)
         self._takes_types = takes_token_types(self._called())
+        if not torch.cuda.is_available():
+            quicken_dropout(model)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return all parameters: the model's under Hugging Face's own names, projections' under a prefix."""

@@ -18,6 +18,7 @@ OURS = {
     "gradient_clipping": "optimizer.gradient_clipping",
     "optimizer": "optimizer",
     "scheduler": "learning_rate",
+    "gradient_allreduce_op": "nothing (losses are divided by global counts, so gradients are summed)",
 }
 PRECISION_SECTIONS = {"bf16": "bf16", "fp16": "fp16"}
 
@@ -67,6 +68,11 @@ def deepspeed_config(recipe: TrainRecipe, precision: Resolved, world_size: int) 
         # A client optimizer (torch AdamW) has one well-defined state that checkpoints can carry anywhere.
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
+        # Stage 3 knows means only (`Engine.backward`).
+        **({"gradient_allreduce_op": "sum"} if stage < 3 else {}),
+        # Summed up in bf16, the small shares of many micro-batches would be rounded away. (At stage 1 DeepSpeed would
+        # take another optimizer, whose partitions are not ours.)
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if precision == "bf16" and stage > 1 else {}),
     }
 
 
@@ -81,4 +87,4 @@ def check_settings_that_break_pruning(path: Path, config: dict[str, Any]) -> Non
             f"{path}: bf16.check_grad_overflow = false: steps with NaN gradients would be applied; remove it"
         )
     if config.get("data_types", {}).get("grad_accum_dtype") is not None:
-        raise UserError(f"{path}: data_types.grad_accum_dtype: not supported; remove it")
+        raise UserError(f"{path}: data_types.grad_accum_dtype: is fp32 wherever it matters; remove it")

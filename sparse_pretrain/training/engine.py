@@ -72,7 +72,9 @@ class Engine:
         self._deepspeed.train()
         self.device: torch.device = self._deepspeed.device
         self.ranks = ProcessGroupRanks()
-        self._micro_batches = int(config["gradient_accumulation_steps"])
+        # What DeepSpeed divides gradients by.
+        ranks = 1 if config.get("gradient_allreduce_op") == "sum" else dist.get_world_size()
+        self._divided_by = float(ranks * int(config["gradient_accumulation_steps"]))
         # ZeRO-3 keeps gradients by group and place; at the other stages the parameter knows its place.
         groups = self._zero.fp16_groups if self.stage == 3 else []
         self._place_in_group = {
@@ -95,10 +97,10 @@ class Engine:
     def backward(self, share: Tensor) -> None:
         """Accumulate gradients of `share`, this micro-batch's share of the global loss.
 
-        DeepSpeed averages over ranks and micro-batches; our shares are already divided by global
-        counts and must be summed, so its division is undone here, once.
+        DeepSpeed averages over micro-batches (at stage 3 over ranks, too); our shares are already divided by
+        global counts and must be summed, so its division is undone here, once.
         """
-        self._deepspeed.backward(share * float(dist.get_world_size() * self._micro_batches))
+        self._deepspeed.backward(share * self._divided_by)
         if not self._deepspeed.is_gradient_accumulation_boundary():
             # Only counts the micro-batch.
             self._deepspeed.step()

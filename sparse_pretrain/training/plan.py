@@ -81,7 +81,9 @@ def memory_per_rank(
         teacher = copies * parameters * width // (world_size if sharded else 1)
     parts = {
         "working_copy": parameters * width // (world_size if stage == 3 else 1),
-        "gradients": parameters * width // (world_size if stage >= 2 else 1),
+        "gradients": parameters * width // (world_size if stage >= 2 else 1)
+        # And this rank's part in fp32, for the step.
+        + (parameters * 4 // world_size if width == 2 else 0),
         "masters_and_moments": parameters * 12 // world_size,
         "scores": prunable * 4 // world_size if remembers_scores(recipe) else 0,
         "masks": -(-prunable // 8) if recipe.pruning and recipe.pruning.masks.packed else prunable,
