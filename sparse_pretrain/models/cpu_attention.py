@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from sparse_pretrain.models.cpu_dropout import keep_mask
+from sparse_pretrain.models.cpu_dropout import draw_seed, keep_mask
 
 NAME = "sparse_pretrain_cpu"
 
@@ -26,22 +26,21 @@ class _Attention(torch.autograd.Function):
             scores += mask
         shares = torch.softmax(scores, dim=-1)
         del scores
-        kept = keep_mask(shares.shape, dropout, shares.dtype) if dropout else None
-        ctx.save_for_backward(query, key, value, shares, kept)
-        return torch.matmul(shares if kept is None else shares * kept, value)
+        dropped = shares
+        if dropout:
+            dropped = shares * keep_mask(draw_seed(), shares.shape, dropout, shares.dtype)
+        ctx.save_for_backward(query, key, value, shares, dropped)
+        return torch.matmul(dropped, value)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, shares, kept = ctx.saved_tensors
+        query, key, value, shares, dropped = ctx.saved_tensors
         (output,) = upstream
-        used = shares if kept is None else shares * kept
-        of_value = torch.matmul(used.transpose(-2, -1), output)
-        del used
-        of_shares = torch.matmul(output, value.transpose(-2, -1))
-        if kept is not None:
-            of_shares *= kept
-        of_scores = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype)
-        del of_shares
+        of_value = torch.matmul(dropped.transpose(-2, -1), output)
+        # With D = shares x mask, the gradient of the scores, shares x (dD x mask - sum(dD x mask x shares)), is
+        # dD x D - shares x sum(dD x D): the mask itself is not needed.
+        of_scores = torch.matmul(output, value.transpose(-2, -1)).mul_(dropped)
+        of_scores.addcmul_(shares, of_scores.sum(dim=-1, keepdim=True), value=-1)
         of_query = torch.matmul(of_scores, key)
         of_key = torch.matmul(of_scores.transpose(-2, -1), query)
         return of_query, of_key, of_value, None, None

@@ -23,6 +23,7 @@ from sparse_pretrain.pruning.structures.build import build_structure
 from sparse_pretrain.training.callback import Callback
 from sparse_pretrain.training.deepspeed_config import deepspeed_config
 from sparse_pretrain.training.engine import Engine, ShardedTeacher
+from sparse_pretrain.training.heap import keep_freed_memory
 from sparse_pretrain.training.inputs import Inputs
 from sparse_pretrain.training.precision import DTYPES, Resolved
 from sparse_pretrain.training.saver import Saver
@@ -79,6 +80,8 @@ def build_trainer(
     Raises:
         UserError: weights cannot be loaded, or there are fewer rows than ranks.
     """
+    if world.device.type == "cpu":
+        keep_freed_memory()
     part = Slice(recipe.batch.global_size, recipe.batch.micro_size, world.rank, world.size)
     settings = deepspeed_config(recipe, precision, world.size)
     # Fresh weights (a new head, a model from scratch) must be the same on every rank …

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from sparse_pretrain.models.cpu_attention import cpu_attention, register
-from sparse_pretrain.models.cpu_dropout import CpuDropout, keep_mask, quicken_dropout
+from sparse_pretrain.models.cpu_dropout import CpuDropout, draw_seed, keep_mask, quicken_dropout
 
 
 def inputs(seed: int, queries: int, width: int, dtype: torch.dtype) -> list[Tensor]:
@@ -60,7 +60,7 @@ def test_dropout_inside_is_the_product_with_its_mask(dtype: torch.dtype) -> None
             output, _ = cpu_attention(nn.Identity(), query, key, value, None, dropout=0.25)
         else:
             shares = ((query * 8**-0.5) @ key.transpose(2, 3)).softmax(-1)
-            output = ((shares * keep_mask(shares.shape, 0.25, dtype)) @ value).transpose(1, 2)
+            output = ((shares * keep_mask(draw_seed(), shares.shape, 0.25, dtype)) @ value).transpose(1, 2)
         output.float().square().sum().backward()  # type: ignore[no-untyped-call]
         results.append([output, query.grad, key.grad, value.grad])
     for mine, theirs in zip(*results, strict=True):
@@ -70,7 +70,7 @@ def test_dropout_inside_is_the_product_with_its_mask(dtype: torch.dtype) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_mask_keeps_its_share_and_the_mean(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    mask = keep_mask(torch.Size((401, 1003)), 0.1, dtype)
+    mask = keep_mask(draw_seed(), torch.Size((401, 1003)), 0.1, dtype)
     assert mask.dtype == dtype
     assert set(mask.unique().tolist()) == {0.0, torch.tensor(1 / 0.9, dtype=dtype).item()}
     assert (mask == 0).float().mean() == pytest.approx(0.1, abs=0.002)
@@ -82,10 +82,10 @@ def test_a_mask_keeps_its_share_and_the_mean(dtype: torch.dtype) -> None:
 def test_masks_follow_the_global_generator() -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    first, second = (keep_mask(torch.Size((50,)), 0.5, torch.float32) for _ in range(2))
+    first, second = (keep_mask(draw_seed(), torch.Size((50,)), 0.5, torch.float32) for _ in range(2))
     assert not torch.equal(first, second)
     torch.set_rng_state(state)
-    assert torch.equal(keep_mask(torch.Size((50,)), 0.5, torch.float32), first)
+    assert torch.equal(keep_mask(draw_seed(), torch.Size((50,)), 0.5, torch.float32), first)
 
 
 def test_dropout_layers_drop_in_training_only_and_pass_gradients() -> None:
