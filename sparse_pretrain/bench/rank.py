@@ -1,5 +1,6 @@
 """One rank of a benchmark: settings in, numbers out, both as files (the command line starts the ranks)."""
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def main(name: str, folder: Path) -> None:
     numbers = measure(name, world, folder)
     if world.is_first:
         write_json(folder / "result.json", numbers)
+    # What still holds the process group, in cycles (DDP does), would abort when it dies after it.
+    gc.collect()
     # No rank may leave while another one still talks to it.
     world.barrier()
     dist.destroy_process_group()

@@ -17,6 +17,7 @@ from sparse_pretrain.bench.data import take, write_text
 from sparse_pretrain.bench.run import run_bench
 from sparse_pretrain.bench.train_settings import MODES, SHAPES, Case, Measurement, Mode
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
+from sparse_pretrain.data.manifest import read_manifest
 from sparse_pretrain.telemetry.bar import progress_bar
 
 SIDES = ("reference", "ours")
@@ -42,7 +43,7 @@ def measure(wanted: Sequence[Case], tokenizer: str, megabytes: float, console: C
         results = []
         for case in wanted:
             folders = prepared(text, tokenizer, case.length, place)
-            start = random_model(case, place)
+            start = random_model(case, read_manifest(Path(folders["packed"])).vocabulary_size, place)
             modes: dict[Mode, dict[str, Any]] = {}
             for mode in MODES:
                 modes[mode] = {}
@@ -99,12 +100,12 @@ def prepared(text: Path, tokenizer: str, length: int, place: Path) -> dict[str, 
     return folders
 
 
-def random_model(case: Case, place: Path) -> Path:
+def random_model(case: Case, vocabulary: int, place: Path) -> Path:
     """Write a model of the case's shape with random weights, which student and teacher start from."""
     folder = place / f"model-{case.model}"
     if not folder.is_dir():
         torch.manual_seed(0)
-        config = AutoConfig.for_model("bert", **SHAPES[case.model])
+        config = AutoConfig.for_model("bert", vocab_size=vocabulary, **SHAPES[case.model])
         with quiet_libraries(), redirect_stdout(StringIO()):
             AutoModelForPreTraining.from_config(config).save_pretrained(folder)
     return folder

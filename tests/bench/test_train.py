@@ -1,0 +1,83 @@
+"""The training benchmark on a tiny model: both sides run, and the numbers mean what they say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from sparse_pretrain.bench.run import run_bench
+from sparse_pretrain.bench.train import compared, prepared, random_model
+from sparse_pretrain.bench.train_flops import measure_ceiling, step_flops
+from sparse_pretrain.bench.train_settings import MODES, Case, Measurement, cases
+from sparse_pretrain.data.manifest import read_manifest
+from tests.data_prep.corpus import prose, write_tokenizers
+
+TINY = Case(model="tiny", length=64, precision="fp32", rows=4, steps=2, ranks=2)
+
+
+@pytest.mark.slow
+def test_both_sides_take_steps_on_two_ranks(tmp_path: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": prose(seed, 20)}) + "\n" for seed in range(100)))
+    write_tokenizers(tmp_path / "tokenizers")
+    folders = prepared(text, str(tmp_path / "tokenizers" / "bert"), TINY.length, tmp_path)
+    start = random_model(TINY, read_manifest(Path(folders["packed"])).vocabulary_size, tmp_path)
+    for side in ("reference", "ours"):
+        measurement = Measurement.model_validate(
+            {"case": TINY, "side": side, "mode": "pruning + teacher", "start": str(start), **folders}
+        )
+        numbers = run_bench("train", measurement, TINY.ranks, tmp_path)
+        assert numbers["fill"] == pytest.approx(1.0 if side == "ours" else 0.8, abs=0.2)
+        slots = TINY.ranks * TINY.rows * TINY.length
+        assert numbers["tokens_per_s"] * numbers["seconds"] == pytest.approx(numbers["fill"] * slots)
+        assert 0 < numbers["flops_per_s"] < numbers["ceiling_flops_per_s"]
+        assert numbers["peak_bytes"] > 2**27
+
+
+def test_a_steps_operations_are_counted_by_hand() -> None:
+    config = AutoConfig.for_model(
+        "bert", hidden_size=4, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1, vocab_size=10
+    )
+    # Of one token: 4 matrices of 4 x 4, 2 of 4 x 8, scores and sums over 3 tokens; in two layers.
+    layers = 2 * (2 * (4 * 16 + 2 * 32) + 2 * 2 * 3 * 4)
+    head = 2 * (16 + 40)
+    assert step_flops(config, tokens=6, length=3, logits=2, teacher=False) == 3 * (6 * layers + 2 * head)
+    assert step_flops(config, tokens=6, length=3, logits=2, teacher=True) == 4 * (6 * layers + 2 * head)
+
+
+def test_the_ceiling_is_a_rate_that_this_machine_could_have() -> None:
+    assert 1e8 < measure_ceiling(torch.device("cpu"), torch.float32) < 1e15
+
+
+def side(seconds: float, tokens: float, peak: float) -> dict[str, Any]:
+    return {
+        "seconds": seconds,
+        "tokens_per_s": tokens,
+        "peak_bytes": peak,
+        "flops_per_s": 50.0 / seconds,
+        "ceiling_flops_per_s": 100.0,
+    }
+
+
+def test_ratios_are_of_like_things() -> None:
+    ours, reference = (1.0, 1.02, 1.5), (2.0, 3.0, 6.0)
+    modes = {
+        mode: {"ours": side(mine, 90 / mine, 4e9), "reference": side(its, 60 / its, 8e9)}
+        for mode, mine, its in zip(MODES, ours, reference, strict=True)
+    }
+    numbers = compared(TINY, modes)
+    assert numbers["tokens_per_s_ratio"] == pytest.approx((90 / 1.5) / (60 / 6.0))
+    assert numbers["memory_ratio"] == 0.5
+    assert numbers["mfu"] == 0.5
+    assert numbers["prune_overhead"] == pytest.approx(0.02)
+    assert numbers["teacher_overhead"] == pytest.approx(1.5 / 1.02)
+    assert numbers["modes"]["dense"]["tokens_per_s_ratio"] == pytest.approx(3.0)
+
+
+def test_every_case_has_as_many_slots_as_the_reference_was_measured_with() -> None:
+    found = cases(["bert-base", "minilm-l6"], [128, 512], [1, 2], ["bf16", "fp32"])
+    assert len(found) == 16
+    assert {case.rows * case.length for case in found} == {2048}
