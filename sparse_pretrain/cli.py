@@ -338,8 +338,10 @@ def bench_train_command(
     every forward pass. For each model, length, number of ranks and precision, in real (not padding) tokens a second:
 
     `tokens_per_s_ratio`: ours over the reference's, pruning with a teacher (dense and pruning alone under `modes`).
-    `memory_ratio`: peak memory of a rank. `mfu`: what a dense step must compute, in its time, over the fastest matrix
-    product here. `prune_overhead`: pruning over dense, less 1. `teacher_overhead`: with a teacher over without.
+    `step_ratio`: its seconds over ours for as many slots, which leaves padding out (short documents make padded
+    pairs look worse than an encyclopedia does). `memory_ratio`: peak memory of a rank. `mfu`: what a dense step must
+    compute, in its time, over the fastest matrix product here. `prune_overhead`: pruning over dense, less 1.
+    `teacher_overhead`: with a teacher over without.
     """
     from sparse_pretrain.bench.train import measure
     from sparse_pretrain.bench.train_settings import PRECISIONS, SHAPES, Case, Precision, cases, render

@@ -65,11 +65,14 @@ def compared(case: Case, modes: dict[Mode, dict[str, Any]]) -> dict[str, Any]:
     for sides in modes.values():
         ours, reference = sides["ours"], sides["reference"]
         sides["tokens_per_s_ratio"] = ours["tokens_per_s"] / reference["tokens_per_s"]
+        # The same slots a step on both sides: what is left when padding is no argument.
+        sides["step_ratio"] = reference["seconds"] / ours["seconds"]
         sides["memory_ratio"] = ours["peak_bytes"] / reference["peak_bytes"]
     # The ceiling is a maximum too: one of three processes may have had a slow second.
     ceiling = max(mode["ours"]["ceiling_flops_per_s"] for mode in modes.values())
     return {
         "tokens_per_s_ratio": modes[MODES[-1]]["tokens_per_s_ratio"],
+        "step_ratio": modes[MODES[-1]]["step_ratio"],
         "memory_ratio": modes[MODES[-1]]["memory_ratio"],
         "mfu": dense["flops_per_s"] / ceiling,
         "mfu_pruning_teacher": both["flops_per_s"] / ceiling,

@@ -71,6 +71,7 @@ def test_ratios_are_of_like_things() -> None:
     numbers = compared(TINY, modes)
     assert numbers["tokens_per_s_ratio"] == pytest.approx((90 / 1.5) / (60 / 6.0))
     assert numbers["memory_ratio"] == 0.5
+    assert numbers["step_ratio"] == 4.0
     assert numbers["mfu"] == 0.5
     assert numbers["prune_overhead"] == pytest.approx(0.02)
     assert numbers["teacher_overhead"] == pytest.approx(1.5 / 1.02)
