@@ -95,7 +95,7 @@ def unpack_command(
 
     Try: `sparse-pretrain export unpack runs/bert-base-85/bitmask runs/bert-base-85/unpacked`
     """
-    from sparse_pretrain.export.two_four import unpack
+    from sparse_pretrain.export.unpack import unpack
     from sparse_pretrain.files import show_bytes
 
     console = Console(stderr=as_json)

@@ -2,7 +2,6 @@
 
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, BertForMaskedLM
 
+from sparse_pretrain.bench.clock import timed
 from sparse_pretrain.bench.mask_settings import SHAPES, MaskBenchSettings
 from sparse_pretrain.config.pruning import PruningSection
 from sparse_pretrain.config.recipe import TrainRecipe
@@ -166,18 +166,6 @@ def seconds(world: World, work: Callable[[], object]) -> float:
     world.barrier()
     spent = timed(world.device, work)
     return world.sum([spent])[0] / world.size
-
-
-def timed(device: torch.device, work: Callable[[], object]) -> float:
-    """Time work on this rank, in seconds."""
-    if device.type == "cuda":
-        # What was queued before must not count as this work's time.
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
 
 
 def median(values: list[float]) -> float:

@@ -1,9 +1,12 @@
 """What a training step must compute, and what this machine can compute: model FLOPs utilisation."""
 
 import time
+from functools import partial
 
 import torch
 from transformers import PretrainedConfig
+
+from sparse_pretrain.bench.clock import timed
 
 # Matrix sizes of BERT's feed-forward layers at 2,048 tokens, and how long the best of them is looked for.
 CEILING_SHAPES = ((2048, 768, 3072), (2048, 3072, 768), (2048, 1024, 4096), (4096, 1024, 4096))
@@ -39,15 +42,5 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype) -> float:
         flops = 2 * rows * inner * columns
         end = time.perf_counter() + CEILING_SECONDS / len(CEILING_SHAPES)
         while time.perf_counter() < end:
-            synchronise(device)
-            began = time.perf_counter()
-            left @ right
-            synchronise(device)
-            best = max(best, flops / (time.perf_counter() - began))
+            best = max(best, flops / timed(device, partial(torch.matmul, left, right)))
     return best
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for what a GPU still has to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

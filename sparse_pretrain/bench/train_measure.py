@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from sparse_pretrain.bench.clock import synchronise
 from sparse_pretrain.bench.masks import device_name
-from sparse_pretrain.bench.train_flops import measure_ceiling, step_flops, synchronise
+from sparse_pretrain.bench.train_flops import measure_ceiling, step_flops
 from sparse_pretrain.bench.train_ours import OurStep
 from sparse_pretrain.bench.train_reference import ReferenceStep
 from sparse_pretrain.bench.train_settings import Measurement
@@ -55,7 +56,7 @@ def measure(world: World, measurement: Measurement, folder: Path) -> dict[str, A
         "seconds": median,
         "tokens_per_s": all_tokens / median,
         "fill": all_tokens / all_slots,
-        "peak_bytes": int(largest(world, peak_bytes(world.device))),
+        "peak_bytes": int(max(world.gather(peak_bytes(world.device)))),
         "flops_per_s": flops / median,
         "ceiling_flops_per_s": ceiling,
         "device": device_name(world.device),
@@ -78,10 +79,3 @@ def peak_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-def largest(world: World, value: float) -> float:
-    """Return the largest rank's value on every rank."""
-    places = [0.0] * world.size
-    places[world.rank] = value
-    return max(world.sum(places))

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from sparse_pretrain.bench.mask_settings import SHAPES as MASK_SHAPES
 from sparse_pretrain.config.base import Section
 
 Mode = Literal["dense", "pruning", "pruning + teacher"]
@@ -14,19 +15,12 @@ Precision = Literal["bf16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")
 MODES: tuple[Mode, ...] = ("dense", "pruning", "pruning + teacher")
 SHAPES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256},
+    **MASK_SHAPES,
     "minilm-l6": {
         "hidden_size": 384,
         "num_hidden_layers": 6,
         "num_attention_heads": 12,
         "intermediate_size": 1536,
-    },
-    "bert-base": {},
-    "bert-large": {
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "intermediate_size": 4096,
     },
 }
 # Row slots of a micro-batch on a CPU, as the reference was measured (4 x 512).

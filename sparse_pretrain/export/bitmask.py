@@ -35,7 +35,6 @@ from sparse_pretrain.export.packed import (
     announce,
     describe_matrices,
     read_header,
-    write_plain_folder,
 )
 from sparse_pretrain.export.source import Source, open_source
 from sparse_pretrain.export.stream import write_stream
@@ -328,12 +327,3 @@ def load_bitmask(path: str | Path) -> dict[str, Tensor]:
         UserError: missing, truncated, corrupt, or another kind of file.
     """
     return {name: tensor.load() for name, tensor in open_bitmask(path).tensors().items()}
-
-
-def unpack(path: str | Path, out: Path, console: Console, overwrite: bool = False) -> Facts:
-    """Write a bitmask folder as a plain Hugging Face folder with dense weights (and masks, where it had them).
-
-    Raises:
-        UserError: missing, truncated or corrupt; something else is at `out`; the disk refused.
-    """
-    return write_plain_folder(open_bitmask(path), str(path), out, console, overwrite)

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from sparse_pretrain.export.bitmask import BITMASK_FILE, export_bitmask, unpack
+from sparse_pretrain.export.bitmask import BITMASK_FILE, export_bitmask
 from sparse_pretrain.export.check import answers, compare
 from sparse_pretrain.export.compression import encoder_compression
 from sparse_pretrain.export.loading import load_model
@@ -21,6 +21,7 @@ from sparse_pretrain.export.onnx_int8 import int8_model, observe, write_qdq
 from sparse_pretrain.export.openvino import BIN_FILE, EXACT, XML_FILE, compile_settings, write_ir
 from sparse_pretrain.export.openvino import Precision as IrPrecision
 from sparse_pretrain.export.runners import Run, onnx_runner, openvino_runner, torch_runner
+from sparse_pretrain.export.unpack import unpack
 from sparse_pretrain.export.values import Precision
 from sparse_pretrain.models.prunable import prunable_weights
 

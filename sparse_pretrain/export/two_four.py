@@ -23,16 +23,14 @@ from torch import Tensor
 
 from sparse_pretrain.checkpoint.tensor_file import DTYPES, LazyTensor
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.export.bitmask import Facts, mask_of, open_bitmask
+from sparse_pretrain.export.bitmask import Facts, mask_of
 from sparse_pretrain.export.packed import (
     Format,
     Matrices,
-    PackedFile,
     PackedHeader,
     announce,
     describe_matrices,
     read_header,
-    write_plain_folder,
 )
 from sparse_pretrain.export.source import Source, open_source
 from sparse_pretrain.export.stream import write_stream
@@ -231,15 +229,3 @@ def load_two_four(path: str | Path) -> dict[str, Tensor]:
         UserError: missing, truncated, corrupt, or another kind of file.
     """
     return {name: tensor.load() for name, tensor in open_two_four(path).tensors().items()}
-
-
-def unpack(path: str | Path, out: Path, console: Console, overwrite: bool = False) -> Facts:
-    """Write a 2:4 or bitmask folder, or file, as a plain Hugging Face folder with dense weights, and its masks.
-
-    Raises:
-        UserError: missing, truncated or corrupt; something else is at `out`; the disk refused.
-    """
-    place = Path(path).expanduser()
-    is_two_four = (place / TWO_FOUR_FILE).is_file() or place.name == TWO_FOUR_FILE
-    opened: PackedFile = open_two_four(place) if is_two_four else open_bitmask(place)
-    return write_plain_folder(opened, str(path), out, console, overwrite)

@@ -5,7 +5,6 @@ itself, and from every sparse model with and without distillation (paper section
 is kept, and further numbers of steps can be added.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +13,15 @@ from typing import Any
 from rich.console import Console
 from rich.rule import Rule
 
-from data_prep.prepare import prepare
-from data_prep.recipe import PrepareRecipe
 from sparse_pretrain.config.load import load_recipe
-from sparse_pretrain.data.manifest import MANIFEST_FILE, read_manifest
-from sparse_pretrain.demo.assets import cache_folder, fetch
+from sparse_pretrain.data.manifest import read_manifest
 from sparse_pretrain.demo.settings import FULL, Task
 from sparse_pretrain.demo.story import RELEASE, StageFailedError, train_and_release
 from sparse_pretrain.files import write_json
 from sparse_pretrain.finetune.campaign import campaign, headline
 from sparse_pretrain.finetune.recipe import FinetuneRecipe
 from sparse_pretrain.study.gap_report import write_report
+from sparse_pretrain.study.start import prepare_teacher
 
 REPORT = "gap.json"
 # Of the ramp and of all mask updates, in updates; the paper's 50,000 and 80,000 of 100,000 steps are 50 and 80 %.
@@ -67,14 +64,8 @@ def run_gap(output: Path, steps: Sequence[int], seeds: Sequence[int], console: C
     Raises:
         UserError: the user's mistakes.
     """
-    os.environ.setdefault("SPARSE_PRETRAIN_CACHE", str(cache_folder()))
-    console.print(Rule("1/3  texts, encoder, teacher"))
-    fetch(None, console)
-    data, teacher = output / "data", output / "teacher"
-    if not (data / MANIFEST_FILE).is_file():
-        prepare(load_recipe("data-demo", [f"output={data}"], PrepareRecipe), console)
     try:
-        train_and_release("demo-teacher", teacher, [f"data.path={data}"], console)
+        prepare_teacher(output, console)
         console.print(Rule(f"2/3  pruning to 85 %: {', '.join(f'{count:,}' for count in steps)} steps"))
         for count in steps:
             train_and_release("demo-prune", pruned(output, count), pruning_of(output, count), console)
@@ -82,7 +73,8 @@ def run_gap(output: Path, steps: Sequence[int], seeds: Sequence[int], console: C
         return failure.code
     console.print(Rule(f"3/3  fine-tuning with {len(seeds)} seeds"))
     results = {entry: finetuned(output, entry, seeds, console) for entry in entries(FULL.tasks, steps)}
-    tokens_a_step = ROWS * read_manifest(data).sequence_length * read_manifest(data).fill("train")
+    manifest = read_manifest(output / "data")
+    tokens_a_step = ROWS * manifest.sequence_length * manifest.fill("train")
     report = [
         {
             "task": entry.task.name,

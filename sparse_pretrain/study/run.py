@@ -12,17 +12,13 @@ import yaml
 from rich.console import Console
 from rich.rule import Rule
 
-from data_prep.prepare import prepare
-from data_prep.recipe import PrepareRecipe
 from sparse_pretrain.checkpoint.layout import CHECKPOINTS
-from sparse_pretrain.config.load import load_recipe
-from sparse_pretrain.data.manifest import MANIFEST_FILE
-from sparse_pretrain.demo.assets import cache_folder, fetch
-from sparse_pretrain.demo.story import RELEASE, StageFailedError, train_and_release
+from sparse_pretrain.demo.story import RELEASE, StageFailedError
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import read_json, write_json, write_text
 from sparse_pretrain.study.grid import Cell, cells, recipe_of
 from sparse_pretrain.study.report import write_report
+from sparse_pretrain.study.start import prepare_teacher
 from sparse_pretrain.telemetry.bar import progress_bar
 from sparse_pretrain.telemetry.metrics import of_kind, read_rows
 
@@ -47,14 +43,8 @@ def run_study(output: Path, steps: int, seeds: int, workers: int, console: Conso
         UserError: `output` holds a study of other steps, or a cell failed.
     """
     check_settings(output, steps)
-    os.environ.setdefault("SPARSE_PRETRAIN_CACHE", str(cache_folder()))
-    console.print(Rule("1/3  texts, encoder, teacher"))
-    fetch(None, console)
-    data, teacher = output / "data", output / "teacher"
-    if not (data / MANIFEST_FILE).is_file():
-        prepare(load_recipe("data-demo", [f"output={data}"], PrepareRecipe), console)
     try:
-        train_and_release("demo-teacher", teacher, [f"data.path={data}"], console)
+        prepare_teacher(output, console)
     except StageFailedError as failure:
         return failure.code
     grid = list(cells(seeds))

@@ -31,10 +31,10 @@ from sparse_pretrain.export.bitmask import (
     open_bitmask,
     plan_file,
     select,
-    unpack,
 )
 from sparse_pretrain.export.source import Source
 from sparse_pretrain.export.stream import checksum_problem, write_stream
+from sparse_pretrain.export.unpack import unpack
 from sparse_pretrain.export.values import FLOATS, Precision, dequantise, quantise, row_scales
 from sparse_pretrain.files import sha256_file
 from sparse_pretrain.pruning.masks import MaskSet

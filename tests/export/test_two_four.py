@@ -24,7 +24,7 @@ from sparse_pretrain.cli import app
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.export import load_model, load_two_four
 from sparse_pretrain.export.stream import write_stream
-from sparse_pretrain.export.two_four import TWO_FOUR_FILE, export_two_four, open_two_four, unpack
+from sparse_pretrain.export.two_four import TWO_FOUR_FILE, export_two_four, open_two_four
 from sparse_pretrain.export.two_four_pattern import (
     PLACES,
     compress,
@@ -32,6 +32,7 @@ from sparse_pretrain.export.two_four_pattern import (
     lost_minus_zeros,
     pattern_problem,
 )
+from sparse_pretrain.export.unpack import unpack
 from sparse_pretrain.files import sha256_file
 from sparse_pretrain.models.prunable import prunable_weights
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
