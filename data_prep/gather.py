@@ -8,19 +8,17 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from data_prep.recipe import PrepareRecipe
 from data_prep.row_steps import group_folder
 from data_prep.shards import shard_at, write_shard
 from sparse_pretrain.data.manifest import Shard, Split, SplitCounts
-from sparse_pretrain.data.shards import map_shard
+from sparse_pretrain.data.ragged import Ragged
+from sparse_pretrain.data.shards import Column, join, map_shard, values_of
 from sparse_pretrain.files import atomic_path
 
-Columns = dict[str, NDArray[Any]]
+Columns = dict[str, Column]
 
 
 class Place(NamedTuple):
@@ -62,7 +60,7 @@ def gather(
         shards.append(place.shard.model_copy(update={"file": name}))
     for columns in refill(rests, recipe):
         path = folder / split / f"shard-{len(shards):05d}.arrow"
-        write_shard(path, columns.pop("input_ids"), columns)
+        write_shard(path, values_of(columns.pop("input_ids")), columns)
         shards.append(shard_at(path, folder, rows=len(columns["length"])))
     return SplitCounts(
         documents=sum(one.documents for one in counts),
@@ -77,10 +75,10 @@ def refill(rests: Sequence[Place], recipe: PrepareRecipe) -> Iterator[Columns]:
     parts: list[Columns] = []
     missing = recipe.rows_per_shard
     for place in rests:
-        columns = map_shard(place.path, recipe.sequence_length, recipe.format == "pairs")
+        columns = map_shard(place.path, recipe.sequence_length, recipe.format)
         at = 0
         while at < place.shard.rows:
-            part = {name: values[at : at + missing] for name, values in columns.items()}
+            part = {name: part_of(column, at, at + missing) for name, column in columns.items()}
             taken = len(part["length"])
             parts.append(part)
             at += taken
@@ -92,10 +90,15 @@ def refill(rests: Sequence[Place], recipe: PrepareRecipe) -> Iterator[Columns]:
         yield joined(parts)
 
 
+def part_of(column: Column, start: int, stop: int) -> Column:
+    """Return the rows from `start` up to `stop`, as far as there are any."""
+    return column.part(start, stop) if isinstance(column, Ragged) else column[start:stop]
+
+
 def joined(parts: Sequence[Columns]) -> Columns:
     """Return columns one after the other, in the order that shards have."""
     names = [name for name in parts[0] if name != "input_ids"]
-    return {name: np.concatenate([part[name] for part in parts]) for name in ["input_ids", *names]}
+    return {name: join([part[name] for part in parts]) for name in ["input_ids", *names]}
 
 
 def link(source: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ from data_prep.progress import describe_counts, tell
 from data_prep.tokenizer import LoadedTokenizer, load_tokenizer
 from sparse_pretrain.data.manifest import Manifest, Shard, read_manifest
 from sparse_pretrain.data.masking import TokenTable
-from sparse_pretrain.data.shards import map_shard
+from sparse_pretrain.data.shards import Rows, map_shard, rows_of, take_rows, values_of
 from sparse_pretrain.files import atomic_path, sha256_file
 
 HISTOGRAM_BINS = 8
@@ -98,10 +98,9 @@ def survey(
 ) -> dict[str, Any]:
     """Return the numbers that need a look at the rows; files in `damaged` are left out."""
     length = manifest.sequence_length
-    has_pairs = manifest.format == "pairs"
     used = np.zeros(manifest.vocabulary_size, np.int64)
     lengths = np.zeros(length + 1, np.int64)
-    random_next = 0
+    random_next = sequences = 0
     samples: list[dict[str, Any]] = []
     unknown = tokenizer.tokenizer.unk_token_id
     around_unknown: list[str] = []
@@ -110,20 +109,23 @@ def survey(
     for first_row, shard in zip(firsts, shards, strict=False):
         if shard.file in damaged:
             continue
-        columns = map_shard(folder / shard.file, length, has_pairs)
-        lengths += np.bincount(columns["length"], minlength=length + 1)
+        columns = map_shard(folder / shard.file, length, manifest.format)
+        sizes = values_of(columns["length"])
+        input_ids = values_of(columns["input_ids"])
+        lengths += np.bincount(sizes, minlength=length + 1)
         for first in range(0, shard.rows, ROWS_AT_ONCE):
             rows = slice(first, first + ROWS_AT_ONCE)
-            real = np.arange(length) < columns["length"][rows, None]
-            used += np.bincount(columns["input_ids"][rows][real], minlength=len(used))
+            real = np.arange(length) < sizes[rows, None]
+            used += np.bincount(input_ids[rows][real], minlength=len(used))
             if unknown is not None and len(around_unknown) < UNKNOWN_SHOWN:
-                around_unknown += places_of(unknown, columns["input_ids"][rows], real, tokenizer)
-        if has_pairs:
-            random_next += int(columns["random_next"].sum())
+                around_unknown += places_of(unknown, input_ids[rows], real, tokenizer)
+        if "random_next" in columns:
+            random_next += int(values_of(columns["random_next"]).sum())
+        if "sequence_start" in columns:
+            sequences += len(values_of(columns["sequence_start"]))
         for row in range(min(shard.rows, SAMPLES_PER_SPLIT - len(samples))):
-            sample = {name: column[row] for name, column in columns.items()}
-            seen = masked(sample["input_ids"], int(sample["length"]), first_row + row, table, tokenizer)
-            samples.append(decode(sample, tokenizer) | {"masked": seen})
+            seen = masked(input_ids[row], int(sizes[row]), first_row + row, table, tokenizer)
+            samples.append(decode(rows_of(take_rows(columns, np.array([row]))), tokenizer) | {"masked": seen})
     special = [number for number in manifest.special_tokens.never_masked if number != unknown]
     text = used.sum() - used[special].sum()
     report = {
@@ -135,7 +137,9 @@ def survey(
         "around_unknown": around_unknown[:UNKNOWN_SHOWN],
         "samples": samples,
     }
-    return report | ({"random_next_share": random_next / max(1, int(lengths.sum()))} if has_pairs else {})
+    count = sequences if manifest.has_sequences else int(lengths.sum())
+    more = {"sequences": sequences} if manifest.has_sequences else {}
+    return report | more | ({"random_next_share": random_next / max(1, count)} if manifest.has_pairs else {})
 
 
 def top_tokens(
@@ -182,17 +186,28 @@ def histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
     ]
 
 
-def decode(row: dict[str, Any], tokenizer: LoadedTokenizer) -> dict[str, Any]:
-    """Return a row as text, special tokens shown; of a pair, both segments and the label."""
-    tokens = [int(token) for token in row["input_ids"][: int(row["length"])]]
-    if "second_start" not in row:
-        return {"text": tokenizer.tokenizer.decode(tokens)}
-    second = int(row["second_start"])
-    return {
-        "first": tokenizer.tokenizer.decode(tokens[:second]),
-        "second": tokenizer.tokenizer.decode(tokens[second:]),
-        "random_next": bool(row["random_next"]),
-    }
+def decode(row: Rows, tokenizer: LoadedTokenizer) -> dict[str, Any]:
+    """Return one row as text, special tokens shown; of pairs, both segments and the label.
+
+    A row of several sequences is given as a list of them.
+    """
+    tokens = row.tokens[0, : row.lengths[0]].tolist()
+    starts = [0] if row.starts is None else row.starts.flat.tolist()
+    text = tokenizer.tokenizer.decode
+    found: list[dict[str, Any]] = []
+    for number, (start, end) in enumerate(pairwise([*starts, len(tokens)])):
+        if row.second_start is None or row.random_next is None:
+            found.append({"text": text(tokens[start:end])})
+            continue
+        second = int(row.second_start[number])
+        found.append(
+            {
+                "first": text(tokens[start:second]),
+                "second": text(tokens[second:end]),
+                "random_next": bool(row.random_next[number]),
+            }
+        )
+    return found[0] if row.starts is None else {"sequences": found}
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
@@ -237,7 +252,8 @@ def render(report: dict[str, Any], console: Console) -> None:
             for text in numbers["around_unknown"]:
                 tell(console, f"  {text}")
         for sample in numbers["samples"]:
-            tell(console, "\n" + "\n".join(f"{key}: {sample[key]}" for key in sample if key != "masked"))
+            for one in sample.get("sequences", [sample]):
+                tell(console, "\n" + "\n".join(f"{key}: {one[key]}" for key in one if key != "masked"))
             console.print(Text("as trained: ").append(painted(sample["masked"])), soft_wrap=True)
             tell(console, f"to predict: {answers(sample['masked'])}")
     tell(console, "\nevery shard has the manifest's SHA-256" if report["intact"] else "\nDAMAGED:")
@@ -264,6 +280,7 @@ def splits_table(splits: dict[str, dict[str, Any]]) -> Table:
     shown = {
         "documents": ",",
         "rows": ",",
+        "sequences": ",",
         "tokens": ",",
         "fill": ".1%",
         "distinct_tokens": ",",

@@ -20,7 +20,7 @@ from data_prep.sources.open import open_source
 from data_prep.staging import discard, discarded, locked, staging_folder
 from data_prep.text_stage import SourceWork, source_work, tokenize_source
 from data_prep.tokenizer import LoadedTokenizer, load_tokenizer
-from sparse_pretrain.data.manifest import Manifest, Split, SplitCounts, write_manifest
+from sparse_pretrain.data.manifest import WITH_PAIRS, Manifest, Split, SplitCounts, write_manifest
 from sparse_pretrain.data.manifest import Source as SourceEntry
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import write_json
@@ -121,11 +121,17 @@ def check_sequence_length(recipe: PrepareRecipe, tokenizer: LoadedTokenizer) -> 
     Raises:
         UserError: it does not.
     """
-    template, text = (tokenizer.pair, 2) if recipe.format == "pairs" else (tokenizer.single, 1)
-    if recipe.sequence_length < template.size + text:
+    template, text = (tokenizer.pair, 2) if recipe.format in WITH_PAIRS else (tokenizer.single, 1)
+    longest = recipe.packed.longest_sequence
+    key, slots = (
+        ("sequence_length", recipe.sequence_length)
+        if longest is None
+        else ("packed.longest_sequence", longest)
+    )
+    if slots < template.size + text:
         raise UserError(
-            f"sequence_length = {recipe.sequence_length}: must be at least {template.size + text}: this tokenizer "
-            f"puts {template.size} special tokens into every row"
+            f"{key} = {slots}: must be at least {template.size + text}: this tokenizer "
+            f"puts {template.size} special tokens into every sequence"
         )
 
 

@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from sparse_pretrain.config.base import Section, UserPath
-from sparse_pretrain.data.manifest import RowFormat
+from sparse_pretrain.data.manifest import WITH_SEQUENCES, RowFormat
 
 
 def default_workers() -> int:
@@ -122,14 +122,19 @@ class PairsSection(Section):
 
 
 class PackedSection(Section):
-    """Full rows that run on over sentences and documents (Liu et al. 2019, section 4.2)."""
+    """Full rows: running text (Liu et al. 2019, section 4.2), or several sequences that do not see each other."""
 
     method: Literal["run_on", "best_fit"] = Field(
         "run_on",
-        description="run_on: full to the last slot, documents broken wherever a row ends; best_fit: at least 98 % "
-        "full, as few documents broken as that allows",
+        description="of packed; run_on: full to the last slot, documents broken wherever a row ends; best_fit: at "
+        "least 98 % full, as few documents broken as that allows",
     )
-    window_tokens: int = Field(4_000_000, ge=1, description="best_fit: packed together; sets memory")
+    window_tokens: int = Field(4_000_000, ge=1, description="packed together, by all but run_on; sets memory")
+    longest_sequence: int | None = Field(
+        None,
+        ge=1,
+        description="packed_pairs, packed_documents: tokens of a sequence, special tokens included; default: a row",
+    )
     whole_sentences: bool = Field(
         False,
         description="run_on, true: FULL-SENTENCES to the letter, a sentence is broken only when longer than a row",
@@ -150,7 +155,11 @@ class PrepareRecipe(Section):
         description="by a name of your choice, read in this order; null leaves one out"
     )
     tokenizer: str = Field(description="folder or Hugging Face name of a fast tokenizer")
-    format: RowFormat = "pairs"
+    format: RowFormat = Field(
+        "pairs",
+        description="pairs: one segment pair a row; packed: running text; packed_pairs, packed_documents: several "
+        "sequences a row, attention inside each",
+    )
     sequence_length: int = Field(ge=1, le=65_535, description="token slots of a row, special tokens included")
     validation_fraction: float = Field(0.05, gt=0, lt=1, description="share of documents held out, by hash")
     seed: int = Field(42, ge=0)
@@ -169,6 +178,21 @@ class PrepareRecipe(Section):
         ge=1,
         description="processes; default: every core",
     )
+
+    @model_validator(mode="after")
+    def _sequences_fit(self) -> "PrepareRecipe":
+        longest = self.packed.longest_sequence
+        if longest is None:
+            return self
+        if self.format not in WITH_SEQUENCES:
+            raise ValueError(
+                f"packed.longest_sequence: of no use with format {self.format}; use {' or '.join(WITH_SEQUENCES)}"
+            )
+        if longest > self.sequence_length:
+            raise ValueError(
+                f"packed.longest_sequence = {longest}: more than sequence_length = {self.sequence_length}"
+            )
+        return self
 
     @field_validator("sources")
     @classmethod

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from data_prep.best_fit import BestFitPacker
+from data_prep.best_fit import Apart, BestFitPacker, RunningText
 from data_prep.documents import Document
 from data_prep.packed import Packer
+from data_prep.packed_pairs import PairPacker
 from data_prep.pairs import PairBuilder
 from data_prep.recipe import PrepareRecipe
 from data_prep.rows import RowBuilder
@@ -51,9 +52,18 @@ class SplitOutput:
 
 def row_builder(recipe: PrepareRecipe, frame: TokenFrame) -> RowBuilder:
     """Return the builder of the recipe's format."""
-    if recipe.format == "pairs":
-        return PairBuilder(frame.pair, recipe.sequence_length, recipe.pairs, recipe.seed)
-    packed = recipe.packed
-    if packed.method == "best_fit":
-        return BestFitPacker(frame.single, frame.special.sep, recipe.sequence_length, packed.window_tokens)
-    return Packer(frame.single, frame.special.sep, recipe.sequence_length, packed.whole_sentences)
+    packed, slots = recipe.packed, recipe.sequence_length
+    longest = packed.longest_sequence
+    match recipe.format:
+        case "pairs":
+            return PairBuilder(frame.pair, slots, recipe.pairs, recipe.seed)
+        case "packed_pairs":
+            pairs = PairBuilder(frame.pair, longest or slots, recipe.pairs, recipe.seed)
+            return PairPacker(pairs, slots, packed.window_tokens)
+        case "packed_documents":
+            return BestFitPacker(Apart(frame.single, slots, longest), packed.window_tokens)
+        case "packed":
+            if packed.method == "best_fit":
+                layout = RunningText(frame.single, frame.special.sep, slots)
+                return BestFitPacker(layout, packed.window_tokens)
+            return Packer(frame.single, frame.special.sep, slots, packed.whole_sentences)

@@ -9,15 +9,53 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparse_pretrain.data.masking import IGNORED
+from sparse_pretrain.data.ragged import Ragged
 from sparse_pretrain.data.shards import Rows
 
 
 class Counts(NamedTuple):
-    """Numbers of terms in the loss's sums: predicted tokens, real tokens, rows."""
+    """Numbers of terms in the loss's sums: predicted tokens, real tokens, sequences."""
 
     predicted: int
     real: int
-    rows: int
+    sequences: int
+
+
+class Sequences(NamedTuple):
+    """Where the sequences of a micro-batch stand, when its rows hold several: attention stays inside each.
+
+    Attributes:
+        bounds: int32 [parts + 1], where parts begin and end in rows x length flat, from 0 to its end; a part is a
+            sequence, or the padding behind a row's last one.
+        longest: tokens of the longest part.
+        position_ids: int64 [rows, length], from 0 in every sequence; 0 at padding.
+        firsts: int64 [sequences], flat places of their first tokens.
+    """
+
+    bounds: Tensor
+    longest: int
+    position_ids: Tensor
+    firsts: Tensor
+
+    @property
+    def numbers(self) -> Tensor:
+        """Which part each slot belongs to, from 0: int64 [rows, length]."""
+        sizes = self.bounds.diff()
+        parts = torch.arange(len(sizes), device=sizes.device)
+        slots = self.position_ids.numel()
+        return parts.repeat_interleave(sizes, output_size=slots).view_as(self.position_ids)
+
+    @property
+    def sizes(self) -> Tensor:
+        """How many slots the part has that each slot belongs to: int32 [rows, length]."""
+        return self.bounds.diff()[self.numbers]
+
+    def to(self, device: torch.device) -> "Sequences":
+        """Return them on `device`."""
+        bounds, ids, firsts = (
+            tensor.to(device, non_blocking=True) for tensor in (self.bounds, self.position_ids, self.firsts)
+        )
+        return Sequences(bounds, self.longest, ids, firsts)
 
 
 @dataclass(frozen=True)
@@ -30,9 +68,10 @@ class Batch:
         token_type_ids: int64 [rows, length], 1 in the second segment; None without pairs.
         positions: int64 [positions], flat indices into rows x length where logits are wanted.
         labels: int64 [positions], the token to predict, or `IGNORED`.
-        next_sentence_labels: int64 [rows], 1 = random next, or `IGNORED`; None without pairs.
+        next_sentence_labels: int64 [sequences], 1 = random next, or `IGNORED`; None without pairs.
         counts: of this micro-batch; all 0 when it adds no term to any loss (see `without_terms`).
         stream: int64 [rows], each row's place in the endless stream of training samples; None outside it.
+        sequences: where they stand; None when every row is one.
     """
 
     input_ids: Tensor
@@ -43,6 +82,7 @@ class Batch:
     next_sentence_labels: Tensor | None
     counts: Counts
     stream: NDArray[np.int64] | None = None
+    sequences: Sequences | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`."""
@@ -59,6 +99,7 @@ class Batch:
             move(self.next_sentence_labels),
             self.counts,
             self.stream,
+            None if self.sequences is None else self.sequences.to(device),
         )
 
 
@@ -89,7 +130,7 @@ def make_batch(
         wanted = np.zeros(1, dtype=np.int64)  # an empty head would leave ZeRO-3 ranks out of step
     types = None
     if rows.second_start is not None:
-        types = ((np.arange(width)[None, :] >= rows.second_start[:, None]) & real).astype(np.int64)
+        types = (in_second_segments(rows, width) & real).astype(np.int64)
     return Batch(
         input_ids=torch.from_numpy(np.ascontiguousarray(inputs)),
         attention_mask=None if real.all() else torch.from_numpy(real.astype(np.int64)),
@@ -97,8 +138,51 @@ def make_batch(
         positions=torch.from_numpy(wanted),
         labels=torch.from_numpy(labels.reshape(-1)[wanted]),
         next_sentence_labels=None if rows.random_next is None else torch.from_numpy(rows.random_next),
-        counts=Counts(int(predicted.sum()), int(real.sum()), len(inputs)),
+        counts=Counts(int(predicted.sum()), int(real.sum()), int(rows.sequences.sum())),
         stream=stream,
+        sequences=None if rows.starts is None else find_sequences(rows.starts, rows.lengths, width),
+    )
+
+
+def in_second_segments(rows: Rows, width: int) -> NDArray[np.bool_]:
+    """Say of each slot whether a second segment is the last that began before it: bool [rows, width].
+
+    Behind a row's last segment that goes on over the padding.
+    """
+    if rows.second_start is None:
+        return np.zeros((len(rows.lengths), width), dtype=bool)
+    row = np.repeat(np.arange(len(rows.lengths)), rows.sequences)
+    # +1 where a second segment begins, -1 where the next sequence does: the sum so far is 1 inside.
+    changes = np.zeros((len(rows.lengths), width + 1), dtype=np.int8)
+    changes[row, rows.second_start] = 1
+    if rows.starts is not None:
+        later = rows.starts.flat > 0
+        changes[row[later], rows.starts.flat[later]] = -1
+    inside: NDArray[np.bool_] = changes[:, :width].cumsum(axis=1) > 0
+    return inside
+
+
+def find_sequences(starts: Ragged, lengths: NDArray[np.int64], width: int) -> Sequences:
+    """Return where the sequences of rows stand.
+
+    Args:
+        starts: of every row its sequences' first tokens.
+        lengths: int64 [rows], real tokens.
+        width: slots of a row.
+    """
+    numbers = np.arange(len(lengths), dtype=np.int64)
+    firsts = np.repeat(numbers * width, starts.counts) + starts.flat
+    padding = (numbers * width + lengths)[lengths < width]
+    bounds = np.sort(np.concatenate([firsts, padding, [len(lengths) * width]]))
+    sizes = np.diff(bounds)
+    positions = np.arange(bounds[-1]) - np.repeat(bounds[:-1], sizes)
+    positions = positions.reshape(-1, width)
+    positions[np.arange(width)[None, :] >= lengths[:, None]] = 0
+    return Sequences(
+        torch.from_numpy(bounds.astype(np.int32)),
+        int(sizes.max()),
+        torch.from_numpy(positions),
+        torch.from_numpy(firsts),
     )
 
 

@@ -179,5 +179,5 @@ def evaluation_batches(
         repeated = positions >= rows
         labels[repeated] = IGNORED
         if gathered.random_next is not None:
-            gathered.random_next[repeated] = IGNORED
+            gathered.random_next[np.repeat(repeated, gathered.sequences)] = IGNORED
         yield make_batch(gathered, inputs, labels, every_real_position=False)

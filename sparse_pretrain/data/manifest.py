@@ -9,10 +9,14 @@ A prepared folder holds::
 
 Columns of a shard, a row a training sample:
 
-    input_ids      fixed-size list of uint16 (vocabulary <= 65,536) or uint32, padded with the pad token
-    length         uint16, real tokens in the row, special tokens included
-    second_start   uint16, `pairs` only: index of the second segment's first token
-    random_next    uint8, `pairs` only: 1 when the second segment does not follow the first (NSP label)
+    input_ids       fixed-size list of uint16 (vocabulary <= 65,536) or uint32, padded with the pad token
+    length          uint16, real tokens in the row, special tokens included
+    second_start    uint16, with pairs: index of the second segment's first token
+    random_next     uint8, with pairs: 1 when the second segment does not follow the first (NSP label)
+    sequence_start  list of uint16, where a row holds several sequences: index of each one's first token;
+                    `second_start` and `random_next` are such lists then, a value for each sequence
+
+A sequence is what stands between one set of special tokens; attention never looks out of it.
 """
 
 from pathlib import Path
@@ -25,7 +29,10 @@ from sparse_pretrain.files import read_json, sha256_json, write_text
 
 MANIFEST_FILE = "manifest.json"
 Split = Literal["train", "validation"]
-RowFormat = Literal["pairs", "packed"]
+# One pair a row, padded; running text; several pairs; several documents or pieces of them.
+RowFormat = Literal["pairs", "packed", "packed_pairs", "packed_documents"]
+WITH_PAIRS: tuple[RowFormat, ...] = ("pairs", "packed_pairs")
+WITH_SEQUENCES: tuple[RowFormat, ...] = ("packed_pairs", "packed_documents")
 
 
 class Part(BaseModel):
@@ -89,6 +96,16 @@ class Manifest(Part):
     settings: dict[str, Any]
     versions: dict[str, str]
     fingerprint: str = ""
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether there are segment pairs with next-sentence labels."""
+        return self.format in WITH_PAIRS
+
+    @property
+    def has_sequences(self) -> bool:
+        """Whether a row may hold several sequences."""
+        return self.format in WITH_SEQUENCES
 
     def with_fingerprint(self) -> "Manifest":
         """Return a copy whose fingerprint covers rows, their order, the tokenizer and the format."""

@@ -9,19 +9,17 @@ any number of ranks hold unchanged.
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sparse_pretrain.config.model import DataSection
 from sparse_pretrain.data.manifest import MANIFEST_FILE, Manifest, Split, SplitCounts, read_manifest
 from sparse_pretrain.data.order import key_of, permute
-from sparse_pretrain.data.shards import PreparedSplit, Rows
+from sparse_pretrain.data.shards import Numbers, PreparedSplit, Rows, ordered, rows_of
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import sha256_json
 
-Numbers: TypeAlias = NDArray[np.int64]
 # What the sets of a mix must have in common for their rows to stand in one batch.
 SHARED = ("format", "sequence_length", "vocabulary_size", "tokenizer_sha256", "special_tokens")
 
@@ -77,14 +75,8 @@ class MixedSplit:
         """Copy the given samples' rows, in the given order."""
         sets, rows = self.places(samples)
         numbers = np.unique(sets)
-        parts = [self._sets[number].gather(rows[sets == number]) for number in numbers]
-        # Where each sample is among the parts, one after the other.
-        order = np.argsort(np.concatenate([np.flatnonzero(sets == number) for number in numbers]))
-        tokens, lengths, second_start, random_next = (
-            None if columns[0] is None else np.concatenate(columns)[order]
-            for columns in zip(*parts, strict=True)
-        )
-        return Rows(cast(Numbers, tokens), cast(Numbers, lengths), second_start, random_next)
+        parts = [self._sets[number].columns(rows[sets == number]) for number in numbers]
+        return rows_of(ordered(parts, [np.flatnonzero(sets == number) for number in numbers]))
 
 
 # Whatever training can read: `manifest`, `has_pairs`, a length, and rows by their numbers.

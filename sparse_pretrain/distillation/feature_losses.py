@@ -70,7 +70,9 @@ def hidden_loss(student: Tensor, teacher: Tensor, attention_mask: Tensor | None)
     return squared_error(student.reshape(-1, width), teacher.reshape(-1, width), real.reshape(-1).div(width))
 
 
-def attention_loss(student: Tensor, teacher: Tensor, attention_mask: Tensor | None) -> Tensor:
+def attention_loss(
+    student: Tensor, teacher: Tensor, attention_mask: Tensor | None, keys: Tensor | None = None
+) -> Tensor:
     """Return the sum over real query tokens of the mean squared difference over heads and real keys.
 
     TinyBERT (Jiao et al. 2020), eq. 7, on probabilities instead of scores. With different numbers of
@@ -80,12 +82,13 @@ def attention_loss(student: Tensor, teacher: Tensor, attention_mask: Tensor | No
         student: probabilities [rows, heads, queries, keys]; padded keys have probability 0.
         teacher: the same, perhaps with another number of heads.
         attention_mask: int64 [rows, length], 1 at real tokens; None when all are.
+        keys: [rows, length], how many real keys each query has; None: its row's real tokens.
     """
     if student.shape[1] != teacher.shape[1]:
         student, teacher = student.mean(dim=1, keepdim=True), teacher.mean(dim=1, keepdim=True)
     rows, heads, length, _ = student.shape
     real = real_tokens(attention_mask, student[:, 0])
-    weights = real / (heads * real.sum(dim=1, keepdim=True))
+    weights = real / (heads * (real.sum(dim=1, keepdim=True) if keys is None else keys))
     weights = weights[:, None, :].expand(rows, heads, length).reshape(-1)
     return squared_error(student.reshape(-1, length), teacher.reshape(-1, length), weights)
 

@@ -33,7 +33,7 @@ class Losses(NamedTuple):
     Attributes:
         total: what is trained on, with gradient.
         mlm: mean over predicted tokens, in nats.
-        next_sentence: mean over rows, in nats.
+        next_sentence: mean over sequences, in nats.
         distillation: KD, the sum of weighted parts; the logits' mean where there is nothing else.
         parts: unweighted means.
         agreement: share of the predicted positions where the student's first choice is the teacher's;
@@ -112,13 +112,15 @@ class Objective:
             agreement: measure it (a pass over the logits of the predicted positions).
         """
         zero = torch.zeros((), device=student.tokens.device)
-        if not batch.counts.rows:
+        if not batch.counts.sequences:
             nothing = Parts(zero, zero, zero, zero)
             return Losses(zero_of(student), zero, zero, zero, nothing, zero)
         mlm = masked_language_loss(student.tokens, batch.labels) / max(1, totals.predicted)
         relation = zero
         if student.next_sentence is not None and batch.next_sentence_labels is not None:
-            relation = next_sentence_loss(student.next_sentence, batch.next_sentence_labels) / totals.rows
+            relation = (
+                next_sentence_loss(student.next_sentence, batch.next_sentence_labels) / totals.sequences
+            )
         section = self._section
         if section is None or not teachers:
             parts = Parts(zero, zero, zero, zero)
@@ -158,7 +160,7 @@ class Objective:
         mask = batch.attention_mask
         features = (
             hidden_losses(match.hidden, student, teacher, mask),
-            attention_losses(match.attention, student, teacher, mask),
+            attention_losses(match.attention, student, teacher, batch),
             hidden_losses(match.embeddings, student, teacher, mask),
         )
         # A part is the mean over its pairs of layers.
@@ -201,11 +203,14 @@ def hidden_losses(
 
 
 def attention_losses(
-    pairs: Sequence[LayerPair], student: Predictions, teacher: Predictions, attention_mask: Tensor | None
+    pairs: Sequence[LayerPair], student: Predictions, teacher: Predictions, batch: Batch
 ) -> list[Tensor]:
     """Return the attention loss of every pair, each a sum over query tokens."""
+    keys = None if batch.sequences is None or not pairs else batch.sequences.sizes
     return [
-        attention_loss(student.attention[pair.student], teacher.attention[pair.teacher], attention_mask)
+        attention_loss(
+            student.attention[pair.student], teacher.attention[pair.teacher], batch.attention_mask, keys
+        )
         for pair in pairs
     ]
 

@@ -210,7 +210,7 @@ class StoredLogits:
         """
         if batch.stream is None:
             raise ValueError("stored logits belong to training batches")
-        if not batch.counts.rows:
+        if not batch.counts.sequences:
             return self._nothing()
         places = [int(place) for place in batch.stream]
         samples = (self._sample(*sample) for sample in zip(places, row_hashes(batch), strict=True))

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparse_pretrain.data.batch import Batch
+from sparse_pretrain.data.batch import Batch, Sequences
 from sparse_pretrain.models.cpu_dropout import quicken_dropout
 from sparse_pretrain.models.cpu_projection import quicken_projection
 from sparse_pretrain.models.heads import head_of
 from sparse_pretrain.models.projections import PROJECTION_PREFIX
+from sparse_pretrain.models.sequences import sequence_arguments
 
 
 class HiddenTap(NamedTuple):
@@ -38,7 +39,7 @@ class Predictions(NamedTuple):
 
     Attributes:
         tokens: logits [positions, vocabulary] at the batch's positions.
-        next_sentence: logits [rows, 2]; None when the batch has no pairs.
+        next_sentence: logits [sequences, 2]; None when the batch has no pairs.
         hidden: [rows, length, width] by tap.
         attention: probabilities [rows, heads, length (queries), length (keys)] by layer.
     """
@@ -68,6 +69,10 @@ class PretrainingModel(nn.Module):
         self._taps = taps or Taps()
         self._head = head_of(model)
         self._takes_types = takes_token_types(self._called())
+        self._firsts: Tensor | None = None
+        if self._relation_head() is not None:
+            pooler = self._called().get_submodule("pooler")
+            pooler.register_forward_pre_hook(self._pooled_at_firsts)
         if not torch.cuda.is_available():
             quicken_dropout(model)
             quicken_projection(model)
@@ -86,9 +91,13 @@ class PretrainingModel(nn.Module):
         token_type_ids: Tensor | None,
         positions: Tensor,
         next_sentence: bool,
+        sequences: Sequences | None = None,
     ) -> Predictions:
         """Run the encoder and the heads; shapes as in `Batch` and `Predictions`."""
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if sequences is not None:
+            inputs |= {"attention_mask": None} | sequence_arguments(sequences, self.model)
+        self._firsts = None if sequences is None else sequences.firsts
         if token_type_ids is not None and self._takes_types:
             inputs["token_type_ids"] = token_type_ids
         if self._taps.hidden:
@@ -104,12 +113,22 @@ class PretrainingModel(nn.Module):
         hidden = encoded.last_hidden_state
         chosen = hidden.reshape(-1, hidden.shape[-1])[positions]
         relation = None
-        # Looked up here: a second attribute would make ZeRO-3 hook the head twice.
-        relation_head = getattr(getattr(self.model, "cls", None), "seq_relationship", None)
+        relation_head = self._relation_head()
         if next_sentence and relation_head is not None:
             relation = relation_head(encoded.pooler_output)
         tokens = self._head(self.model, chosen)
         return Predictions(tokens, relation, self._hidden(encoded), self._attention(encoded))
+
+    def _pooled_at_firsts(self, _pooler: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        # The pooler takes the first token of every row: give it each sequence as a row of its first token.
+        if self._firsts is None:
+            return None
+        hidden, *others = arguments
+        return (hidden.reshape(-1, hidden.shape[-1])[self._firsts].unsqueeze(1), *others)
+
+    def _relation_head(self) -> nn.Module | None:
+        # Looked up each time: a second attribute would make ZeRO-3 hook the head twice.
+        return getattr(getattr(self.model, "cls", None), "seq_relationship", None)
 
     def _called(self) -> PreTrainedModel:
         # Looked up each time, as a head is: the encoder where the head runs apart, else the whole model.
@@ -136,7 +155,8 @@ def takes_token_types(model: PreTrainedModel) -> bool:
     return segments > 1 and "token_type_ids" in signature(model.forward).parameters
 
 
-def arguments(batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, bool]:
+def arguments(batch: Batch) -> tuple[Any, ...]:
     """Return what `PretrainingModel.forward` takes of a batch."""
     has_labels = batch.next_sentence_labels is not None
-    return batch.input_ids, batch.attention_mask, batch.token_type_ids, batch.positions, has_labels
+    inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids, batch.positions)
+    return *inputs, has_labels, batch.sequences

@@ -12,6 +12,7 @@ from sparse_pretrain.data.mix import AnySplit, open_split
 from sparse_pretrain.distillation.matching import Match, match_teachers
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.models.loading import empty_model, load_config, supports_next_sentence
+from sparse_pretrain.models.sequences import check_family, first_position
 from sparse_pretrain.pruning.structures.coupled import CoupledSet
 from sparse_pretrain.training.pruning_inputs import find_prunable
 from sparse_pretrain.training.stored_teacher import check_stored_logits
@@ -59,10 +60,14 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     tokenizer = open_tokenizer(recipe.data.folders[0] / "tokenizer", manifest.vocabulary_size)
     config = load_config(recipe.model, manifest.vocabulary_size)
     check_positions(config, manifest.sequence_length)
+    if manifest.has_sequences:
+        check_family(config)
     check_stored_logits(recipe, manifest.fingerprint, config.vocab_size)
     teachers = open_teachers(recipe, config, tokenizer)
     for teacher in teachers:
         check_positions(teacher, manifest.sequence_length, "the teacher")
+        if manifest.has_sequences:
+            check_family(teacher, "the teacher")
     section = recipe.distillation
     matches = match_teachers(section, config, teachers) if section is not None else ()
     table = TokenTable.of(tokenizer, manifest.special_tokens, manifest.vocabulary_size)
@@ -104,10 +109,7 @@ def open_tokenizer(folder: Path, vocabulary_size: int) -> PreTrainedTokenizerBas
 def check_positions(config: PretrainedConfig, length: int, who: str = "the model") -> None:
     """Refuse rows that are longer than the model's position embeddings."""
     positions = getattr(config, "max_position_embeddings", None)
-    # RoBERTa's numbering starts behind the pad token's id.
-    spare = (
-        (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    )
+    spare = first_position(config)
     if positions is not None and length > positions - spare:
         raise UserError(
             f"data: rows have {length} tokens, {who} has {positions - spare} positions; prepare the "

@@ -64,7 +64,7 @@ def model_without_memory(recipe: TrainRecipe, manifest: Manifest | None) -> PreT
     """Build the student on the meta device: shapes and names, no values."""
     config = load_config(recipe.model, manifest.vocabulary_size if manifest else None, planning=True)
     # The paper's data has segment pairs; before preparation that is the best guess.
-    pairs = manifest is None or manifest.format == "pairs"
+    pairs = manifest is None or manifest.has_pairs
     return empty_model(config, next_sentence=pairs and supports_next_sentence(config))
 
 

@@ -53,7 +53,7 @@ def test_ranks_together_see_the_global_batch(folder: Path, world_size: int, micr
         expected = whole.next_step()
         found = [batch for rank in ranks for batch in rank.next_step()]
         assert contents(found) == contents(expected)
-        for field in ("predicted", "real", "rows"):
+        for field in ("predicted", "real", "sequences"):
             assert sum(getattr(batch.counts, field) for batch in found) == getattr(expected[0].counts, field)
 
 
@@ -124,9 +124,9 @@ def test_fewer_rows_than_ranks_are_refused() -> None:
 def test_a_pass_without_a_row_of_its_own_adds_nothing(folder: Path, every: bool) -> None:
     """4 rows one by one on 3 ranks: the second and third rank run a row again, for the collectives."""
     first, *others = (loader(folder, Slice(4, 1, rank, 3), every).batches_at(8) for rank in range(3))
-    assert [batch.counts.rows for batch in first] == [1, 1]
+    assert [batch.counts.sequences for batch in first] == [1, 1]
     for own, again in others:
-        assert own.counts.rows == 1
+        assert own.counts.sequences == 1
         assert torch.equal(own.input_ids, again.input_ids)
         assert again.counts == (0, 0, 0)
         assert len(again.positions) == len(again.labels) > 0

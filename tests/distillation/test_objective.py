@@ -22,7 +22,7 @@ ROWS, LENGTH = 2, 6
 # The second row ends with two padded tokens.
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
 POSITIONS = torch.nonzero(MASK.reshape(-1)).squeeze(1)
-TOTALS = Counts(predicted=7, real=31, rows=10)
+TOTALS = Counts(predicted=7, real=31, sequences=10)
 
 
 def random(*shape: int, seed: int) -> Tensor:
