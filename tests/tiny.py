@@ -11,7 +11,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from sparse_pretrain.config.recipe import TrainRecipe
-from sparse_pretrain.data.manifest import Manifest, Shard, SpecialTokens, SplitCounts, write_manifest
+from sparse_pretrain.data.manifest import (
+    Manifest,
+    RowFormat,
+    Shard,
+    SpecialTokens,
+    SplitCounts,
+    write_manifest,
+)
 from sparse_pretrain.files import sha256_file
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -36,16 +43,29 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_prepared(folder: Path, pairs: bool = True, rows: int = 100, length: int = 32, seed: int = 0) -> Path:
-    """Write a prepared folder of random words, most rows shorter than `length`."""
+def tiny_prepared(
+    folder: Path,
+    pairs: bool = True,
+    rows: int = 100,
+    length: int = 32,
+    seed: int = 0,
+    sequences: bool = False,
+) -> Path:
+    """Write a prepared folder of random words, most rows shorter than `length`; with `sequences` up to 3 in a row."""
     generator = random.Random(seed)
     tiny_tokenizer().save_pretrained(folder / "tokenizer")
     splits = {
-        split: write_split(folder, split, count, pairs, length, generator)
+        split: write_split(folder, split, count, pairs, length, generator, sequences)
         for split, count in (("train", rows), ("validation", max(8, rows // 5)))
     }
+    formats: dict[tuple[bool, bool], RowFormat] = {
+        (True, False): "pairs",
+        (False, False): "packed",
+        (True, True): "packed_pairs",
+        (False, True): "packed_documents",
+    }
     manifest = Manifest(
-        format="pairs" if pairs else "packed",
+        format=formats[pairs, sequences],
         sequence_length=length,
         seed=seed,
         vocabulary_size=len(VOCABULARY),
@@ -61,29 +81,55 @@ def tiny_prepared(folder: Path, pairs: bool = True, rows: int = 100, length: int
 
 
 def write_split(
-    folder: Path, split: str, count: int, pairs: bool, length: int, generator: random.Random
+    folder: Path,
+    split: str,
+    count: int,
+    pairs: bool,
+    length: int,
+    generator: random.Random,
+    sequences: bool,
 ) -> SplitCounts:
     """Write one split as two shards."""
     shards, tokens = [], 0
     for number, share in enumerate((count // 2, count - count // 2)):
         data = np.zeros((share, length), dtype=np.uint16)
-        lengths, starts, labels = [], [], []
+        lengths: list[int] = []
+        firsts: list[list[int]] = []
+        starts: list[list[int]] = []
+        labels: list[list[int]] = []
         for row in range(share):
             size = generator.randint(length // 2, length)
-            words = generator.choices(range(len(SPECIALS), len(VOCABULARY)), k=size - 3)
-            middle = generator.randint(1, len(words) - 1)
-            ids = [2, *words[:middle], 3, *words[middle:], 3]
+            parts = generator.randint(1, 3) if sequences else 1
+            ids: list[int] = []
+            firsts.append([])
+            starts.append([])
+            labels.append([])
+            for part in range(parts):
+                words = generator.choices(
+                    range(len(SPECIALS), len(VOCABULARY)), k=size * (part + 1) // parts - len(ids) - 3
+                )
+                middle = generator.randint(1, len(words) - 1)
+                firsts[-1].append(len(ids))
+                starts[-1].append(len(ids) + middle + 2)
+                labels[-1].append(generator.randint(0, 1))
+                ids += [2, *words[:middle], 3, *words[middle:], 3]
             data[row, :size] = ids
             lengths.append(size)
-            starts.append(middle + 2)
-            labels.append(generator.randint(0, 1))
+
+        def column(values: list[list[int]], kind: pa.DataType) -> pa.Array:
+            return (
+                pa.array(values, pa.list_(kind)) if sequences else pa.array([one for (one,) in values], kind)
+            )
+
         columns: dict[str, Any] = {
             "input_ids": pa.FixedSizeListArray.from_arrays(pa.array(data.reshape(-1)), length),
             "length": pa.array(lengths, pa.uint16()),
         }
         if pairs:
-            columns["second_start"] = pa.array(starts, pa.uint16())
-            columns["random_next"] = pa.array(labels, pa.uint8())
+            columns["second_start"] = column(starts, pa.uint16())
+            columns["random_next"] = column(labels, pa.uint8())
+        if sequences:
+            columns["sequence_start"] = column(firsts, pa.uint16())
         path = folder / split / f"shard-{number:05d}.arrow"
         path.parent.mkdir(parents=True, exist_ok=True)
         table = pa.table(columns)

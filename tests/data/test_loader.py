@@ -1,5 +1,6 @@
 """Batches: the same samples on any number of ranks, one integer of state."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sparse_pretrain.config.model import MaskingSection
 from sparse_pretrain.data.batch import Batch
 from sparse_pretrain.data.loader import Slice, TrainingLoader, evaluation_batches
 from sparse_pretrain.data.masking import IGNORED, TokenTable
+from sparse_pretrain.data.order import epochs_and_samples
 from sparse_pretrain.data.shards import PreparedSplit
 from sparse_pretrain.errors import UserError
 from tests.tiny import tiny_prepared
@@ -186,3 +188,57 @@ def test_broken_shards_are_named(tmp_path: Path) -> None:
         PreparedSplit(folder, "train")
     with pytest.raises(UserError, match="not a prepared folder"):
         PreparedSplit(tmp_path / "nowhere", "train")
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_sequences_of_a_batch_are_those_of_its_rows(tmp_path: Path, pairs: bool) -> None:
+    """Segments, positions, bounds and labels against a plain loop over the rows' text."""
+    folder = tiny_prepared(tmp_path, pairs=pairs, sequences=True)
+    split = PreparedSplit(folder, "train")
+    batch = loader(folder, Slice(10, 10, 0, 1)).next_step()[0]
+    assert batch.sequences is not None
+    assert batch.stream is not None
+    _, samples = epochs_and_samples(0, 10, len(split), split.manifest.fingerprint, 1)
+    rows = split.gather(samples)
+    width = batch.input_ids.shape[1]
+    bounds, firsts, labels = [], [], []
+    number = 0
+    for row, length in enumerate(rows.lengths.tolist()):
+        positions, types = np.zeros(width, np.int64), np.zeros(width, np.int64)
+        assert rows.starts is not None
+        starts = rows.starts.row(row).tolist()
+        assert (rows.tokens[row, starts] == 2).all(), "a sequence begins with [CLS]"
+        for start, end in pairwise([*starts, length]):
+            positions[start:end] = np.arange(end - start)
+            bounds.append(row * width + start)
+            firsts.append(row * width + start)
+            if rows.second_start is not None and rows.random_next is not None:
+                assert rows.tokens[row, rows.second_start[number] - 1] == 3, "after a [SEP]"
+                types[rows.second_start[number] : end] = 1
+                labels.append(rows.random_next[number])
+            number += 1
+        if length < width:
+            bounds.append(row * width + length)
+        assert batch.sequences.position_ids[row].tolist() == positions.tolist()
+        if batch.token_type_ids is not None:
+            assert batch.token_type_ids[row].tolist() == types.tolist()
+    assert (batch.token_type_ids is not None) == pairs
+    assert batch.sequences.bounds.tolist() == [*bounds, 10 * width]
+    assert batch.sequences.firsts.tolist() == firsts
+    assert batch.counts.sequences == number
+    assert batch.sequences.longest == int(np.diff([*bounds, 10 * width]).max())
+    if pairs:
+        assert batch.next_sentence_labels is not None
+        assert batch.next_sentence_labels.tolist() == labels
+
+
+def test_repeated_rows_of_an_evaluation_have_no_relations_either(tmp_path: Path) -> None:
+    folder = tiny_prepared(tmp_path, sequences=True)
+    split = PreparedSplit(folder, "validation")
+    table = token_table(folder, split)
+    batches = evaluation_batches(split, 5, Slice(4, 4, 1, 2), MaskingSection(), table, 1)
+    (last,) = batches
+    assert last.next_sentence_labels is not None
+    counted = int((last.next_sentence_labels != IGNORED).sum())
+    expected = split.gather(np.array([1, 3])).sequences.sum()
+    assert counted == expected < len(last.next_sentence_labels)

@@ -160,3 +160,23 @@ def test_ranks_train_on_a_mix_and_one_rank_goes_on_with_it(folders: list[Path], 
     shutil.copytree(tmp_path / "whole", tmp_path / "part")
     shutil.rmtree(resolve_checkpoint(tmp_path / "part"))
     assert losses("part", 1) == pytest.approx(whole, abs=1e-5)
+
+
+def test_rows_of_several_sequences_keep_theirs_in_a_mix(tmp_path: Path) -> None:
+    folders = [tiny_prepared(tmp_path / str(seed), seed=seed, sequences=True) for seed in (1, 2)]
+    mix = mixed(folders)
+    samples = np.random.default_rng(0).permutation(len(mix))[:40]
+    found = mix.gather(samples)
+    sets, rows = mix.places(samples)
+    assert found.starts is not None
+    assert found.second_start is not None
+    assert found.random_next is not None
+    ends = np.cumsum(found.sequences)
+    for at in range(len(samples)):
+        alone = PreparedSplit(folders[sets[at]], "train").gather(rows[at : at + 1])
+        assert alone.starts is not None
+        mine = slice(ends[at] - found.sequences[at], ends[at])
+        assert found.tokens[at].tolist() == alone.tokens[0].tolist()
+        assert found.starts.row(at).tolist() == alone.starts.flat.tolist()
+        assert np.array_equal(found.second_start[mine], alone.second_start)  # type: ignore[arg-type]
+        assert np.array_equal(found.random_next[mine], alone.random_next)  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ def test_manifest_says_what_happened(preparation: Preparation) -> None:
     assert len(manifest.splits["train"].shards) > 1
 
 
-@pytest.mark.parametrize("row_format", ["pairs", "packed"])
+@pytest.mark.parametrize("row_format", ["pairs", "packed", "packed_pairs", "packed_documents"])
 def test_same_bytes_again_and_with_more_workers(
     preparation: Preparation, row_format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,7 +101,7 @@ def test_same_bytes_again_and_with_more_workers(
         assert tree(preparation.output) == first
 
 
-@pytest.mark.parametrize("row_format", ["pairs", "packed"])
+@pytest.mark.parametrize("row_format", ["pairs", "packed", "packed_pairs"])
 def test_all_shards_but_a_splits_last_are_of_one_size(
     preparation: Preparation, row_format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_prep.rows import Row
+from data_prep.rows import PackedRow, Row
 from data_prep.shards import ShardWriter
 from sparse_pretrain.data.manifest import RowFormat
-from sparse_pretrain.data.shards import map_shard
+from sparse_pretrain.data.shards import map_shard, rows_of, take_rows
 from sparse_pretrain.files import sha256_file
 
 
@@ -36,7 +36,7 @@ def test_rows_come_back(
     for shard in writer.shards:
         path = tmp_path / shard.file
         assert (path.stat().st_size, sha256_file(path)) == (shard.bytes, shard.sha256)
-        columns = map_shard(path, 8, row_format == "pairs")
+        columns = map_shard(path, 8, row_format)
         assert columns["input_ids"].dtype == dtype
         for row in range(shard.rows):
             size = 3 + number % 6
@@ -58,6 +58,43 @@ def test_columns_are_the_contracts(tmp_path: Path) -> None:
         "second_start": "uint16",
         "random_next": "uint8",
     }
+
+
+@pytest.mark.parametrize("row_format", ["packed_pairs", "packed_documents"])
+def test_sequences_come_back(tmp_path: Path, row_format: RowFormat) -> None:
+    writer = ShardWriter(tmp_path, "train", row_format, 8, np.uint16, padding=9, rows_per_shard=2)
+    for number in range(5):
+        parts = [
+            Row(np.full(2 + part, 10 * number + part, np.uint16), 1, part) for part in range(number % 3 + 1)
+        ]
+        writer.add(PackedRow(tuple(parts[:2])))
+    writer.close()
+    assert [shard.rows for shard in writer.shards] == [2, 2, 1]
+    number = 0
+    for shard in writer.shards:
+        rows = rows_of(
+            take_rows(map_shard(tmp_path / shard.file, 8, row_format), np.arange(shard.rows)[::-1].copy())
+        )
+        assert rows.starts is not None
+        for at in range(shard.rows):
+            row = shard.rows - 1 - at
+            two = number % 3 > 0
+            assert rows.starts.row(row).tolist() == ([0, 2] if two else [0])
+            text = [10 * number] * 2 + [10 * number + 1] * 3 * two
+            assert rows.tokens[row].tolist() == text + [9] * (8 - len(text))
+            assert rows.lengths[row] == len(text)
+            number += 1
+        if row_format == "packed_pairs":
+            assert rows.random_next is not None
+            assert rows.second_start is not None
+            assert len(rows.random_next) == len(rows.second_start) == rows.sequences.sum()
+            assert set(zip(rows.second_start.tolist(), rows.random_next.tolist(), strict=True)) <= {
+                (1, 0),
+                (3, 1),
+            }
+        else:
+            assert rows.random_next is None
+    assert number == 5
 
 
 def test_no_rows_no_shard(tmp_path: Path) -> None:

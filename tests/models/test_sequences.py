@@ -133,5 +133,7 @@ def test_short_neighbours_share_a_call_and_no_block_leaves_its_row() -> None:
 
 def test_other_architectures_are_refused_in_one_line() -> None:
     config = AutoConfig.for_model("deberta-v2", **WIDTHS)
-    with pytest.raises(UserError, match=r"deberta-v2, can't keep them apart .* format=pairs or format=packed"):
+    with pytest.raises(
+        UserError, match=r"deberta-v2, can't keep them apart .* format=pairs or format=packed"
+    ):
         check_family(config)

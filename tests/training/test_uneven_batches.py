@@ -1,5 +1,6 @@
 """Numbers of ranks that do not divide the batch: the same trajectory as one rank's."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,9 +37,19 @@ def recipes_of(recipe: TrainRecipe) -> list[dict[str, Any]]:
     ]
 
 
-def test_three_ranks_train_as_one(recipe: TrainRecipe) -> None:
+def several_sequences(recipe: TrainRecipe, folder: Path) -> list[dict[str, Any]]:
+    """The same on rows of up to three pairs, whole and sharded weights, our attention and eager's with its maps."""
+    data = {"path": tiny_prepared(folder / "sequences", sequences=True)}
+    logits_only = {"teacher": recipe.distillation.teachers[0]} if recipe.distillation else None
+    return [
+        with_stage(recipe, 2, data=data),
+        with_stage(recipe, 3, data=data, distillation=logits_only),
+    ]
+
+
+def test_three_ranks_train_as_one(recipe: TrainRecipe, tmp_path: Path) -> None:
     """Losses, masks and weights; passes of 2 and of 1 row, and passes without a row of their own."""
-    recipes = recipes_of(recipe)
+    recipes = recipes_of(recipe) + several_sequences(recipe, tmp_path)
     (one,) = run_distributed(train_recipes, 1, recipes)
     for rank in run_distributed(train_recipes, 3, recipes):
         for found, expected in zip(rank, one, strict=True):
