@@ -109,6 +109,22 @@ def test_masked_positions_are_those_of_the_first_training_epoch(
         assert shown == batch.input_ids[at, trained].tolist()
 
 
+def test_sequences_of_a_row_are_shown_one_by_one(raw: Path, tokenizers: Path, tmp_path: Path) -> None:
+    report = inspect(prepared(raw, tokenizers, tmp_path / "out", "packed_pairs"))
+    train = report["splits"]["train"]
+    assert train["sequences"] > train["rows"]
+    assert 0 < train["random_next_share"] < 1
+    for sample in train["samples"]:
+        for one in sample["sequences"]:
+            assert one["first"].startswith("[CLS]")
+            assert one["second"].endswith("[SEP]")
+            assert "[CLS]" not in one["second"]
+    output = io.StringIO()
+    render(report, Console(file=output, width=200))
+    shown = train["samples"][0]["sequences"]
+    assert all(f"second: {one['second']}" in output.getvalue() for one in shown)
+
+
 def test_text_pieces_are_the_text(tokenizers: Path) -> None:
     """Also where a character is several tokens of a byte-level vocabulary."""
     for name in ("bert", "roberta"):

@@ -223,10 +223,11 @@ def test_tokenizers_of_each_family(
         assert 0 < rows.random_next.mean() < 1
 
 
+@pytest.mark.parametrize("row_format", ["packed", "packed_documents"])
 def test_every_token_of_every_kept_document_is_in_the_packed_rows_once(
-    preparation: Preparation, raw: Path
+    preparation: Preparation, raw: Path, row_format: str
 ) -> None:
-    manifest = preparation.run("format=packed")
+    manifest = preparation.run(f"format={row_format}")
     tokenizer = load_tokenizer(str(preparation.output / "tokenizer")).tokenizer
     kept = [ARTICLE_TEXT, *(prose(seed, 12) for seed in range(30))]
     kept += [path.read_text() for path in (raw / "books").iterdir()]
@@ -380,6 +381,7 @@ def test_the_console_hears_of_every_source_and_split(preparation: Preparation) -
         ("validation_fraction=1.5", "validation_fraction = 1.5: should be less than 1"),
         ("sequence_length=70000", "sequence_length = 70000"),
         ("format=triples", "format"),
+        ("packed.longest_sequence=16", "packed.longest_sequence: of no use with format pairs"),
         ("workers=0", "workers = 0"),
     ],
 )
@@ -389,7 +391,14 @@ def test_recipe_mistakes_name_the_key(preparation: Preparation, override: str, m
 
 
 @pytest.mark.parametrize(
-    "name", ["data-demo", "data-tiny", "data-wikipedia-books-128", "data-wikipedia-books-512"]
+    "name",
+    [
+        "data-demo",
+        "data-tiny",
+        "data-wikipedia-books-128",
+        "data-wikipedia-books-512",
+        "data-wikipedia-books-512-packed-pairs",
+    ],
 )
 def test_shipped_recipes_load(name: str) -> None:
     recipe = load_recipe(name, [], PrepareRecipe)
@@ -399,7 +408,8 @@ def test_shipped_recipes_load(name: str) -> None:
         "window_tokens": 4_000_000,
     }
     if "wikipedia" in name:
-        assert (recipe.format, recipe.validation_fraction) == ("pairs", 0.05)
+        assert recipe.format == ("packed_pairs" if "packed" in name else "pairs")
+        assert recipe.validation_fraction == 0.05
         assert str(recipe.sequence_length) in name
 
 
