@@ -12,6 +12,7 @@ from sparse_pretrain.data.masking import IGNORED
 from sparse_pretrain.distillation.feature_losses import attention_loss, hidden_loss
 from sparse_pretrain.distillation.losses import distillation_loss, masked_language_loss, next_sentence_loss
 from sparse_pretrain.distillation.matching import HiddenPair, LayerPair, Match
+from sparse_pretrain.distillation.token_losses import TokenLosses, token_losses
 from sparse_pretrain.distillation.top_logits import TopLogits, top_distillation_loss
 from sparse_pretrain.models.pretraining import Predictions
 
@@ -115,7 +116,11 @@ class Objective:
         if not batch.counts.sequences:
             nothing = Parts(zero, zero, zero, zero)
             return Losses(zero_of(student), zero, zero, zero, nothing, zero)
-        mlm = masked_language_loss(student.tokens, batch.labels) / max(1, totals.predicted)
+        together = self._together(student, teachers, batch, totals, temperature)
+        if together is None:
+            mlm = masked_language_loss(student.tokens, batch.labels) / max(1, totals.predicted)
+        else:
+            mlm = together.mlm / max(1, totals.predicted)
         relation = zero
         if student.next_sentence is not None and batch.next_sentence_labels is not None:
             relation = (
@@ -127,16 +132,45 @@ class Objective:
             return Losses(mlm + relation, mlm.detach(), relation.detach(), zero, parts, zero)
         parts = Parts(zero, zero, zero, zero)
         for share, match, teacher in zip(section.shares, self._matches, teachers, strict=True):
-            found = self._parts(section, match, student, teacher, batch, totals, temperature)
+            found = self._parts(section, match, student, teacher, batch, totals, temperature, together)
             parts = Parts(*(before + share * part for before, part in zip(parts, found, strict=True)))
         follow = weighted(section, parts)
         total = section.mlm_weight * (mlm + relation) + section.kd_weight * follow
+        if together is not None:
+            # Its sums are in there without gradient; this adds the gradient alone.
+            total = total + (together.total - together.total.detach())
         same = zero
         if agreement:
             for share, teacher in zip(section.shares, teachers, strict=True):
                 same = same + share * same_choices(student, teacher, batch) / max(1, totals.predicted)
         parts = Parts(*(part.detach() for part in parts))
         return Losses(total, mlm.detach(), relation.detach(), follow.detach(), parts, same)
+
+    def _together(
+        self,
+        student: Predictions,
+        teachers: Sequence[Answer],
+        batch: Batch,
+        totals: Counts,
+        temperature: float,
+    ) -> TokenLosses | None:
+        """Return both losses of the logits in one, where there is one teacher that gives them whole."""
+        section = self._section
+        if section is None or not section.logits_weight or len(teachers) != 1:
+            return None
+        (teacher,) = teachers
+        if isinstance(teacher, TopLogits):
+            return None
+        everywhere = section.positions == "all"
+        return token_losses(
+            student.tokens,
+            teacher.tokens,
+            batch.labels,
+            section.mlm_weight / max(1, totals.predicted),
+            section.kd_weight * section.logits_weight / logits_count(totals, everywhere),
+            temperature,
+            everywhere,
+        )
 
     @staticmethod
     def _parts(
@@ -147,14 +181,16 @@ class Objective:
         batch: Batch,
         totals: Counts,
         temperature: float,
+        together: TokenLosses | None,
     ) -> Parts:
         zero = torch.zeros((), device=student.tokens.device)
         logits = zero
-        if section.logits_weight:
-            everywhere = section.positions == "all"
+        everywhere = section.positions == "all"
+        if together is not None:
+            logits = together.distillation / logits_count(totals, everywhere)
+        elif section.logits_weight:
             mine, its = (student, teacher) if everywhere else predicted_only(student, teacher, batch)
-            count = totals.real if everywhere else max(1, totals.predicted)
-            logits = logits_loss(mine.tokens, its, temperature) / count
+            logits = logits_loss(mine.tokens, its, temperature) / logits_count(totals, everywhere)
         if isinstance(teacher, TopLogits):
             return Parts(logits, zero, zero, zero)
         mask = batch.attention_mask
@@ -166,6 +202,11 @@ class Objective:
         # A part is the mean over its pairs of layers.
         means = (torch.stack(losses).mean() / totals.real if losses else zero for losses in features)
         return Parts(logits, *means)
+
+
+def logits_count(totals: Counts, everywhere: bool) -> int:
+    """Return how many positions the distillation of logits is a mean over."""
+    return totals.real if everywhere else max(1, totals.predicted)
 
 
 def zero_of(student: Predictions) -> Tensor:

@@ -1,5 +1,9 @@
 """Masks at one bit a weight, and the fast multiplication of values by a mask."""
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -8,6 +12,8 @@ from torch import Tensor
 
 # Values worked on at a time when a packed mask is applied: the unpacked bytes stay in a core's cache.
 BLOCK = 2**18
+# Elements that are worth a thread of their own.
+SMALLEST_SHARE = 2**17
 INTEGERS = {4: torch.int32, 2: torch.int16}
 
 
@@ -68,8 +74,37 @@ def multiply(values: Tensor, mask: Tensor) -> None:
     if values.device.type != "cpu" or not values.is_contiguous() or values.element_size() not in INTEGERS:
         values.masked_fill_(~mask.reshape(values.shape), 0.0)
         return
-    array = _as_integers(values)
-    np.multiply(array, mask.reshape(-1).numpy().view(np.int8), out=array, casting="unsafe")
+    array, bits = _as_integers(values), mask.reshape(-1).numpy().view(np.int8)
+
+    def work(part: slice) -> None:
+        np.multiply(array[part], bits[part], out=array[part], casting="unsafe")
+
+    in_threads(work, array.size)
+
+
+def in_threads(work: Callable[[slice], None], size: int) -> None:
+    """Do element-wise numpy work, which uses one core a call, on as many cores as torch uses.
+
+    Args:
+        work: called with slices that together are `[0, size)`; writes nothing outside its slice.
+        size: elements.
+    """
+    threads = min(torch.get_num_threads(), size // SMALLEST_SHARE)
+    if threads < 2:
+        work(slice(0, size))
+        return
+    share = -(-size // threads)
+    # List: a thread's exception is raised here.
+    list(_threads(threads).map(work, [slice(start, start + share) for start in range(0, size, share)]))
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="masks")
+
+
+# Threads do not live on in a forked process.
+os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 def count_outside(values: Tensor, mask: Tensor) -> int:
