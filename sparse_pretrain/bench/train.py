@@ -13,23 +13,23 @@ from transformers import AutoConfig, AutoModelForPreTraining
 
 from data_prep.prepare import prepare
 from data_prep.recipe import PrepareRecipe
-from sparse_pretrain.bench.data import take, write_text
+from sparse_pretrain.bench.data import write_text
 from sparse_pretrain.bench.run import run_bench
-from sparse_pretrain.bench.train_settings import MODES, SHAPES, Case, Measurement, Mode
+from sparse_pretrain.bench.train_settings import MODES, SHAPES, TEXTS, Case, Measurement, Mode, TextKind
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
-from sparse_pretrain.data.manifest import read_manifest
+from sparse_pretrain.data.manifest import RowFormat, read_manifest
 from sparse_pretrain.telemetry.bar import progress_bar
 
 SIDES = ("reference", "ours")
 
 
-def measure(wanted: Sequence[Case], tokenizer: str, megabytes: float, console: Console) -> dict[str, Any]:
+def measure(wanted: Sequence[Case], tokenizer: str, text_kind: TextKind, console: Console) -> dict[str, Any]:
     """Measure every case: each mode by the reference's way and by ours, one right after the other.
 
     Args:
         wanted: the cases.
         tokenizer: folder or name.
-        megabytes: of text to train on.
+        text_kind: what to train on.
         console: for the user.
 
     Returns:
@@ -38,8 +38,8 @@ def measure(wanted: Sequence[Case], tokenizer: str, megabytes: float, console: C
     with tempfile.TemporaryDirectory(prefix="bench-train-") as name, progress_bar(console) as bar:
         place = Path(name)
         task = bar.add_task("text", total=len(wanted) * len(MODES) * len(SIDES), numbers="")
-        write_text(place / "all.jsonl")
-        text = take(place / "all.jsonl", place / "text.jsonl", megabytes)
+        text = place / "text.jsonl"
+        write_text(text, TEXTS[text_kind])
         results = []
         for case in wanted:
             folders = prepared(text, tokenizer, case.length, place)
@@ -56,7 +56,8 @@ def measure(wanted: Sequence[Case], tokenizer: str, megabytes: float, console: C
                     bar.update(task, advance=1)
             results.append(compared(case, modes))
     devices = {numbers["ours"]["device"] for case in results for numbers in case["modes"].values()}
-    return {"cases": results, "device": ", ".join(sorted(devices)), "torch": torch.__version__}
+    device = ", ".join(sorted(devices))
+    return {"cases": results, "device": device, "torch": torch.__version__, "text": text_kind}
 
 
 def compared(case: Case, modes: dict[Mode, dict[str, Any]]) -> dict[str, Any]:
@@ -84,11 +85,12 @@ def compared(case: Case, modes: dict[Mode, dict[str, Any]]) -> dict[str, Any]:
 
 
 def prepared(text: Path, tokenizer: str, length: int, place: Path) -> dict[str, str]:
-    """Prepare the text once for each side: padded pairs for the reference, packed rows for us."""
+    """Prepare the same segment pairs for each side: padded for the reference, packed into rows for us."""
     folders = {}
-    for form in ("pairs", "packed"):
-        folder = place / f"{form}-{length}"
-        folders[form] = str(folder)
+    forms: dict[str, RowFormat] = {"pairs": "pairs", "packed": "packed_pairs"}
+    for name, form in forms.items():
+        folder = place / f"{name}-{length}"
+        folders[name] = str(folder)
         if folder.is_dir():
             continue
         recipe = {

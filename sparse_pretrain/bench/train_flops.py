@@ -13,7 +13,7 @@ CEILING_SHAPES = ((2048, 768, 3072), (2048, 3072, 768), (2048, 1024, 4096), (409
 CEILING_SECONDS = 1.0
 
 
-def step_flops(config: PretrainedConfig, tokens: int, length: int, logits: int, teacher: bool) -> float:
+def step_flops(config: PretrainedConfig, tokens: int, keys: float, logits: int, teacher: bool) -> float:
     """Return the multiplications and additions of one optimizer step's matrix products.
 
     Counted as Narayanan et al. 2021 (appendix) do, forward once and backward twice, nothing recomputed; embeddings,
@@ -22,12 +22,12 @@ def step_flops(config: PretrainedConfig, tokens: int, length: int, logits: int, 
     Args:
         config: of the student; the teacher is as large.
         tokens: through the encoder.
-        length: tokens that each token attends to.
+        keys: tokens that each token attends to.
         logits: positions at which the vocabulary is predicted.
         teacher: whether a teacher runs forward on the same tokens and positions.
     """
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    layer = 2 * tokens * (4 * width**2 + 2 * width * inner) + 4 * tokens * length * width
+    layer = 2 * tokens * (4 * width**2 + 2 * width * inner) + 4 * tokens * keys * width
     head = 2 * logits * (width**2 + width * config.vocab_size)
     forward = layers * layer + head
     return float(forward * (3 + teacher))

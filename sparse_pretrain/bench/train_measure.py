@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
@@ -17,6 +18,7 @@ from sparse_pretrain.bench.train_reference import ReferenceStep
 from sparse_pretrain.bench.train_settings import Measurement
 from sparse_pretrain.data.manifest import read_manifest
 from sparse_pretrain.data.masking import TokenTable
+from sparse_pretrain.data.shards import PreparedSplit
 from sparse_pretrain.training.precision import DTYPES
 from sparse_pretrain.training.world import World
 
@@ -51,7 +53,8 @@ def measure(world: World, measurement: Measurement, folder: Path) -> dict[str, A
     # What must be computed is the same for both sides: the head where a loss needs it.
     logits = all_slots if teacher else MASKED_SHARE * all_slots
     config = AutoConfig.from_pretrained(measurement.start)
-    flops = step_flops(config, int(all_slots), case.length, int(logits), teacher)
+    keys = mean_keys(PreparedSplit(Path(measurement.packed), "train"))
+    flops = step_flops(config, int(all_slots), keys, int(logits), teacher)
     return {
         "seconds": median,
         "tokens_per_s": all_tokens / median,
@@ -61,6 +64,18 @@ def measure(world: World, measurement: Measurement, folder: Path) -> dict[str, A
         "ceiling_flops_per_s": ceiling,
         "device": device_name(world.device),
     }
+
+
+def mean_keys(split: PreparedSplit) -> float:
+    """Return how many tokens a token attends to, on average over a split of rows of several sequences."""
+    rows = split.gather(np.arange(len(split)))
+    if rows.starts is None:
+        return float(np.square(rows.lengths).sum() / rows.lengths.sum())
+    ends = np.concatenate([rows.starts.flat[1:], [0]])
+    last = np.cumsum(rows.sequences) - 1
+    ends[last] = rows.lengths
+    sizes = ends - rows.starts.flat
+    return float(np.square(sizes).sum() / sizes.sum())
 
 
 def build(world: World, measurement: Measurement, folder: Path) -> OurStep | ReferenceStep:

@@ -14,6 +14,13 @@ Side = Literal["reference", "ours"]
 Precision = Literal["bf16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")
 MODES: tuple[Mode, ...] = ("dense", "pruning", "pruning + teacher")
+TextKind = Literal["long", "mixed"]
+# Plays of 120,000 characters, whose pairs fill most of a padded row; the same with lead paragraphs and reviews of
+# 500, whose pairs don't. Wikipedia and BookCorpus are between the two.
+TEXTS: dict[TextKind, tuple[str, ...]] = {
+    "long": ("shakespeare",),
+    "mixed": ("wiki-leads", "shakespeare", "movie-reviews"),
+}
 SHAPES: dict[str, dict[str, int]] = {
     **MASK_SHAPES,
     "minilm-l6": {
@@ -75,7 +82,8 @@ def render(numbers: dict[str, Any], console: Console) -> None:
         "MFU, dense",
         "pruning costs",
         "teacher costs",
-        title=f"real tokens a second, side by side on {numbers['device']}, torch {numbers['torch']}",
+        title=f"real tokens a second of {numbers['text']} documents, side by side on {numbers['device']}, torch "
+        f"{numbers['torch']}",
     )
     for case in numbers["cases"]:
         both = case["modes"][MODES[-1]]

