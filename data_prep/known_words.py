@@ -8,6 +8,7 @@ Everything else goes to the library.
 
 import json
 import re
+import struct
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -109,7 +110,8 @@ def spaced(text: str) -> str:
 
 def as_bytes(ids: Sequence[int]) -> bytes:
     """Return ids as bytes of a uint32 array."""
-    return np.array(ids, np.uint32).tobytes()
+    # Several times as fast as an array of numpy's for a few numbers.
+    return struct.pack(f"={len(ids)}I", *ids)
 
 
 def word_encoder(tokenizer: Tokenizer, dtype: type[np.unsignedinteger[Any]]) -> WordEncoder | None:

@@ -18,7 +18,7 @@ from data_prep.clean import clean
 from data_prep.pairs import Foreign, pairs_of
 from data_prep.prepare import prepare
 from data_prep.recipe import PairsSection, PrepareRecipe
-from data_prep.sentences import split_sentences
+from data_prep.sentences import split_sentences, splitter
 from data_prep.tokenizer import LoadedTokenizer, load_tokenizer
 from data_prep.tokens import Encoder
 from sparse_pretrain.files import read_json, write_json
@@ -82,8 +82,10 @@ def measure_map(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def split_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row's sentences."""
-    return {"sentences": split_sentences(clean(row["text"]))}
+    """Return a row's sentences, by the splitter's library itself."""
+    tokenize = splitter().tokenize
+    found = [sentence.strip() for line in clean(row["text"]).splitlines() for sentence in tokenize(line)]
+    return {"sentences": [sentence for sentence in found if sentence]}
 
 
 def tokenize_row(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
