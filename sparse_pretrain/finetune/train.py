@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
-from sparse_pretrain.checkpoint.release import replace_folder
+from sparse_pretrain.checkpoint.staged import replace_folder
 from sparse_pretrain.config.load import to_yaml
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import fsync_file, write_json, write_text

@@ -110,13 +110,13 @@ def test_the_task_metric_through_the_files_is_torchs(trained: Path, exported: Pa
 def test_a_file_that_is_worse_than_allowed_fails(
     trained: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparse_pretrain.export import task_metric
+    from sparse_pretrain.export import candidates
 
     def upside_down(file: Path, threads: int) -> Run:
         run = onnx_runner(file, threads)
         return lambda batch: [-output for output in run(batch)]
 
-    monkeypatch.setattr(task_metric, "onnx_runner", upside_down)
+    monkeypatch.setattr(candidates, "onnx_runner", upside_down)
     with pytest.raises(
         MetricError, match=r"model.onnx: accuracy 0\.\d+, torch has .*; allowed are 0.01 less"
     ):
