@@ -28,8 +28,9 @@ from sparse_pretrain.export.openvino import (
 from sparse_pretrain.export.runners import onnx_runner, openvino_runner, torch_runner
 from sparse_pretrain.files import read_json
 from sparse_pretrain.models.prunable import prunable_weights
-from tests.finetune.models import dense_folder, tiny_config
+from tests.finetune.models import dense_folder
 from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_config
 
 QUIET = Console(quiet=True)
 

@@ -20,62 +20,10 @@ from sparse_pretrain.finetune.recipe import TaskSection
 from sparse_pretrain.finetune.tasks import load_task
 from sparse_pretrain.finetune.train import finetune
 from tests.finetune.models import recipe
+from tests.finetune.rows import SPAN, TASKS, answered, write_rows
 from tests.tiny import WORDS, tiny_tokenizer
 
 QUIET = Console(quiet=True)
-OTHERS = WORDS[1:]
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def tagged(generator: random.Random) -> dict[str, Any]:
-    words = generator.choices(WORDS, k=generator.randint(3, 9))
-    return {"words": words, "tags": ["B-X" if word in WORDS[:20] else "O" for word in words]}
-
-
-def chosen(generator: random.Random) -> dict[str, Any]:
-    right = generator.randrange(3)
-    # All of one length: an untrained model, too, tells a longer ending from shorter ones.
-    words = [generator.choices(OTHERS, k=4) for _ in range(3)]
-    words[right][generator.randrange(4)] = "ba"
-    endings = [" ".join(ending) for ending in words]
-    return {"start": "be", "context": "bi bo", "label": right} | {
-        f"e{n}": end for n, end in enumerate(endings)
-    }
-
-
-def answered(generator: random.Random, share: float = 1.0) -> dict[str, Any]:
-    words = generator.choices(OTHERS, k=generator.randint(3, 30))
-    answers: dict[str, Any] = {"text": [], "answer_start": []}
-    if generator.random() < share:
-        place = generator.randrange(len(words))
-        words[place] = "ba"
-        answers = {"text": ["ba"], "answer_start": [len(" ".join(words[:place])) + (place > 0)]}
-    return {"question": "be bi", "context": " ".join(words), "answers": answers}
-
-
-SPAN = {"kind": "span", "text": "question", "text_pair": "context", "label": "answers"}
-TASKS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "tokens": (tagged, {"kind": "tokens", "text": "words", "label": "tags"}),
-    "choice": (
-        chosen,
-        {
-            "kind": "choice",
-            "text": "context",
-            "text_pair": "start",
-            "choices": ["e0", "e1", "e2"],
-            "label": "label",
-        },
-    ),
-    "span": (answered, SPAN | {"span": {"stride": 8}}),
-    "no-answer": (
-        lambda generator: answered(generator, 0.6),
-        SPAN | {"span": {"stride": 8, "no_answer": True}},
-    ),
-}
 
 
 @pytest.mark.parametrize("name", TASKS)
