@@ -24,6 +24,7 @@ PROBLEM_TYPES: dict[Kind, Any] = {
     "regression": "regression",
     "classification": "single_label_classification",
 }
+USUAL_POSITIONS = 512
 # Families whose positions are counted as RoBERTa's are.
 BEHIND_PADDING = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
 
@@ -138,5 +139,7 @@ def load_tokenizer(
 
 def usable_positions(config: PretrainedConfig) -> int:
     """Return the longest input of a model, in tokens; RoBERTa's positions start behind the padding id."""
-    positions = int(getattr(config, "max_position_embeddings", 512))
+    positions = int(getattr(config, "max_position_embeddings", 0))
+    if positions < 1:  # positions are relative, and have no end
+        return USUAL_POSITIONS
     return positions - (config.pad_token_id + 1 if config.model_type in BEHIND_PADDING else 0)
