@@ -37,7 +37,8 @@ def roberta_tokenizer() -> PreTrainedTokenizerBase:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" ".join(["", *WORDS])], trainer)
+    # Twice, and with and without a space: every word becomes a token both ways.
+    tokenizer.train_from_iterator(2 * [*WORDS, *(f" {word}" for word in WORDS)], trainer)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     found: PreTrainedTokenizerBase = RobertaTokenizer(tokenizer_object=tokenizer)
     return found

@@ -85,12 +85,17 @@ def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     sparse_encoder(request.param.split("-")[0], folder / "sparse")
     sections = {"quantization": {"momentum": 0.1, "calibration_steps": 4}}
     settings = recipe(
-        folder, folder / "run", task=task_settings(task, folder), sections=sections, epochs=3, max_length=32
+        folder,
+        folder / "run",
+        task=task_settings(task, folder),
+        sections=sections,
+        epochs=6 if task == SENTENCES else 3,
+        max_length=32,
     )
     result = finetune(settings, QUIET)
     found = Deployed(folder / "run", metric, result)
     export_onnx(found.run, found.exports[0], QUIET, int8=True)
-    if task in ("span", "choice"):
+    if task == "span":
         export_openvino(found.run, found.exports[1], QUIET, "int8")
     else:
         convert_openvino(*found.exports)
