@@ -83,8 +83,8 @@ def compare(reference: Iterable[Sequence[Array]], other: Iterable[Sequence[Array
     return Agreement(inputs, largest, difference, total / count, same / places)
 
 
-def must_agree(agreement: Agreement, tolerance: float, what: str) -> None:
-    """Refuse an export that answers differently.
+def must_agree(agreement: Agreement, tolerance: float, what: str, note: str = "") -> None:
+    """Refuse an export, `what`, that answers differently; `note` ends the message.
 
     Raises:
         CheckError: with both numbers.
@@ -92,5 +92,5 @@ def must_agree(agreement: Agreement, tolerance: float, what: str) -> None:
     if not agreement.within(tolerance):
         raise CheckError(
             f"{what}: differs from torch by up to {agreement.max_difference:.3g} on {agreement.inputs} inputs; "
-            f"allowed are {tolerance:g} x {max(1.0, agreement.largest_output):.3g}; nothing was written"
+            f"allowed are {tolerance:g} x {max(1.0, agreement.largest_output):.3g}{note}"
         )

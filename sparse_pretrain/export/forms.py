@@ -15,11 +15,11 @@ from sparse_pretrain.export.bitmask import BITMASK_FILE, export_bitmask
 from sparse_pretrain.export.check import answers, compare
 from sparse_pretrain.export.compression import encoder_compression
 from sparse_pretrain.export.loading import load_model
-from sparse_pretrain.export.onnx import Reference, reference
 from sparse_pretrain.export.onnx_graph import INT8_FILE, ONNX_FILE, write_int8, write_onnx
 from sparse_pretrain.export.onnx_int8 import int8_model, observe, write_qdq
-from sparse_pretrain.export.openvino import BIN_FILE, EXACT, XML_FILE, compile_settings, write_ir
+from sparse_pretrain.export.openvino import BIN_FILE, EXACT, XML_FILE, compile_settings, write_ir, zero_share
 from sparse_pretrain.export.openvino import Precision as IrPrecision
+from sparse_pretrain.export.reference import Reference, reference
 from sparse_pretrain.export.runners import Run, onnx_runner, openvino_runner, torch_runner
 from sparse_pretrain.export.unpack import unpack
 from sparse_pretrain.export.values import Precision
@@ -90,7 +90,7 @@ def make_forms(
         "model": type(torch_side.model).__name__,
         "parameters": sum(parameter.numel() for parameter in torch_side.model.parameters()),
         "prunable_weights": weights,
-        "sparsity": zero_share(torch_side),
+        "sparsity": zero_share(torch_side.model),
         "bytes": sizes,
         "encoder_compression": {
             name: asdict(
@@ -111,13 +111,6 @@ def make_forms(
         for engine in ENGINES[1:]
     }
     return forms
-
-
-def zero_share(torch_side: Reference) -> float:
-    """Return the share of zeros among the prunable weights."""
-    weights = prunable_weights(torch_side.model).values()
-    kept = sum(int(torch.count_nonzero(weight)) for weight in weights)
-    return 1.0 - kept / sum(weight.numel() for weight in weights)
 
 
 def weigh_weights(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from sparse_pretrain.checkpoint.folder import one_line
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.export.inputs import InputLayout, padded
@@ -46,8 +47,9 @@ def write_onnx(model: PreTrainedModel, layout: InputLayout, file: Path) -> None:
                 external_data=size > LARGEST_SINGLE_FILE,
             )
     except torch.onnx.errors.OnnxExporterError as error:
+        reason = one_line(error.__cause__ or error)
         raise UserError(
-            f"{type(model).__name__}: torch cannot write it as ONNX: {str(error)[:200]!r}"
+            f"{type(model).__name__}: torch cannot write it as ONNX, which OpenVINO is made of too ({reason})"
         ) from None
     strip_traces(file)
 

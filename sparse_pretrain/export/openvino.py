@@ -6,17 +6,25 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from sparse_pretrain.errors import UserError
-from sparse_pretrain.export.check import FP16_TOLERANCE, FP32_TOLERANCE, answers, compare, must_agree
-from sparse_pretrain.export.onnx import CHECK_INPUTS, Facts, companions, int8_reference, reference
+from sparse_pretrain.export.check import FP16_TOLERANCE, FP32_TOLERANCE
+from sparse_pretrain.export.graph_folder import GraphJob, write_graph_folder
 from sparse_pretrain.export.onnx_graph import ONNX_FILE, write_onnx
 from sparse_pretrain.export.onnx_int8 import INT8_TOLERANCE, write_qdq
+from sparse_pretrain.export.reference import (
+    CHECK_INPUTS,
+    Facts,
+    Reference,
+    check_run,
+    int8_kind,
+    int8_reference,
+)
 from sparse_pretrain.export.runners import Run, openvino_runner, require
-from sparse_pretrain.export.target import EXPORT_FILE, staged_folder
-from sparse_pretrain.files import read_json, write_json
+from sparse_pretrain.export.target import EXPORT_FILE
+from sparse_pretrain.files import read_json
 from sparse_pretrain.models.prunable import prunable_weights
-from sparse_pretrain.telemetry.bar import progress_bar
 
 # The names that optimum-intel looks for.
 XML_FILE = "openvino_model.xml"
@@ -74,57 +82,55 @@ def export_openvino(
         require(package)
     if sparse_rate is not None and not 0.0 <= sparse_rate <= 1.0:
         raise UserError(f"--sparse-rate = {sparse_rate}: must be between 0 and 1, such as 0.8")
-    out = out.expanduser()
-    with staged_folder(out, overwrite) as folder:
-        torch_side = reference(source, texts, inputs, console)
+    job = GraphJob(source, out, console, texts, inputs, overwrite, calibrate)
+
+    def write_files(folder: Path, torch_side: Reference) -> Facts:
         if precision == "int8":
-            rounded = int8_reference(source, torch_side, calibrate)
-            if rounded is None:
-                raise UserError(
-                    f"{source}: was not trained in int8, so it has no scales; fine-tune it with a `quantization:` "
-                    "section, or give sentences to find scales on: --calibrate FILE"
-                )
-            torch_side = rounded
+            torch_side = rounding_reference(job, torch_side)
         with (
             console.status("torch to ONNX to OpenVINO"),
-            tempfile.TemporaryDirectory(dir=out.parent) as scratch,
+            tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
         ):
             graph = Path(scratch) / ONNX_FILE
             write = write_qdq if precision == "int8" else write_onnx
             write(torch_side.model, torch_side.layout, graph)
             write_ir(graph, folder / XML_FILE, precision)
-        weights = prunable_weights(torch_side.model).values()
-        zeros = sum(weight.numel() - int(torch.count_nonzero(weight)) for weight in weights)
-        sparsity = zeros / sum(weight.numel() for weight in weights)
+        sparsity = zero_share(torch_side.model)
         settings = compile_settings(sparsity, sparse_rate)
-        tolerance = TOLERANCES[precision]
-        with progress_bar(console, transient=True) as bar:
-            task = bar.add_task(XML_FILE, total=len(torch_side.batches), numbers="batches")
-            run = openvino_runner(folder / XML_FILE, {**settings, **EXACT}, torch.get_num_threads())
-            agreement = compare(
-                torch_side.answers, answers(run, torch_side.batches, lambda: bar.advance(task))
-            )
-        must_agree(agreement, tolerance, XML_FILE)
-        companions(source, torch_side.model, folder)
-        facts: Facts = {
-            "format": "openvino",
-            "source": str(source),
-            "model": type(torch_side.model).__name__,
+        run = openvino_runner(folder / XML_FILE, {**settings, **EXACT}, torch.get_num_threads())
+        checked = check_run(run, torch_side, TOLERANCES[precision], XML_FILE, console)
+        size = sum((folder / name).stat().st_size for name in (XML_FILE, BIN_FILE))
+        scales = {"int8": int8_kind(calibrate)} if precision == "int8" else {}
+        return {
             "precision": precision,
             "sparsity": sparsity,
             "compile_settings": settings,
-            "inputs": list(torch_side.layout.names),
-            "checked_with": "sentences" if torch_side.real else "random tokens",
-            "files": {
-                XML_FILE: {
-                    "bytes": sum((folder / name).stat().st_size for name in (XML_FILE, BIN_FILE)),
-                    "tolerance": tolerance,
-                    **agreement.to_json(),
-                }
-            },
+            "files": {XML_FILE: {**scales, "bytes": size, **checked}},
         }
-        write_json(folder / EXPORT_FILE, facts)
-    return facts
+
+    return write_graph_folder(job, "openvino", write_files)
+
+
+def rounding_reference(job: GraphJob, torch_side: Reference) -> Reference:
+    """Return the torch model that rounds, with its answers.
+
+    Raises:
+        UserError: the source has no scales and gets none.
+    """
+    rounded = int8_reference(job.source, torch_side, job.calibrate)
+    if rounded is None:
+        raise UserError(
+            f"{job.source}: was not trained in int8, so it has no scales; fine-tune it with a `quantization:` "
+            "section, or give sentences to find scales on: --calibrate FILE"
+        )
+    return rounded
+
+
+def zero_share(model: PreTrainedModel) -> float:
+    """Return the share of zeros among the prunable weights."""
+    weights = prunable_weights(model).values()
+    kept = sum(int(torch.count_nonzero(weight)) for weight in weights)
+    return 1.0 - kept / sum(weight.numel() for weight in weights)
 
 
 def write_ir(graph: Path, file: Path, precision: Precision) -> None:

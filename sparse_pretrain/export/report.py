@@ -16,7 +16,7 @@ from sparse_pretrain.checkpoint.folder import SPARSE_FROM, model_path
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.export.forms import ENGINES, Facts, Forms, dense_twin, make_forms
 from sparse_pretrain.export.inputs import full_batch
-from sparse_pretrain.export.onnx import CHECK_INPUTS
+from sparse_pretrain.export.reference import CHECK_INPUTS
 from sparse_pretrain.export.report_card import findings, markdown
 from sparse_pretrain.export.report_plot import draw
 from sparse_pretrain.export.runners import require

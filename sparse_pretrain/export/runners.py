@@ -50,19 +50,21 @@ def is_output(name: str, value: Any) -> bool:
 
 
 def output_names(model: PreTrainedModel, batch: Batch) -> list[str]:
-    """Return the names of the task's outputs, by running the model once."""
+    """Return the names of the task's outputs, by running the model once, on the device where it is."""
+    inputs = {name: torch.from_numpy(array).to(model.device) for name, array in batch.items()}
     with torch.no_grad():
-        found = model(**{name: torch.from_numpy(array) for name, array in batch.items()}, return_dict=True)
+        found = model(**inputs, return_dict=True)
     return [name for name, value in found.items() if is_output(name, value)]
 
 
 def torch_runner(model: PreTrainedModel, names: tuple[str, ...]) -> Run:
-    """Return a runner by torch, on as many threads as torch is set to."""
+    """Return a runner by torch, where the model is; on a CPU on as many threads as torch is set to."""
     wrapped = OutputsOnly(model, names)
 
     def run(batch: Batch) -> list[Array]:
+        inputs = (torch.from_numpy(batch[name]).to(model.device) for name in names)
         with torch.inference_mode():
-            return [output.numpy() for output in wrapped(*(torch.from_numpy(batch[name]) for name in names))]
+            return [output.cpu().numpy() for output in wrapped(*inputs)]
 
     return run
 

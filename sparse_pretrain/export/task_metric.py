@@ -1,8 +1,7 @@
-"""The task's metric through the exported files: what counts in the end, beside how far single outputs are off."""
+"""Exported files on the task's own data: its metric, what counts in the end, and how far single outputs are off."""
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from sparse_pretrain.errors import FailedError, UserError
+from sparse_pretrain.errors import FailedError
+from sparse_pretrain.export.candidates import Candidate, candidates_in, refuse_another_model
 from sparse_pretrain.export.inputs import input_layout, padded
-from sparse_pretrain.export.onnx_graph import INT8_FILE, ONNX_FILE
-from sparse_pretrain.export.openvino import XML_FILE, load_openvino
-from sparse_pretrain.export.runners import Run, onnx_runner, output_names
+from sparse_pretrain.export.reference import CHECK_INPUTS
+from sparse_pretrain.export.runners import Run, output_names
+from sparse_pretrain.export.task_inputs import TaskAnswers, refuse_different, torch_answers
 from sparse_pretrain.finetune.evaluate import Evaluation, prepare_evaluation
 from sparse_pretrain.finetune.tasks import VALIDATION
 from sparse_pretrain.telemetry.bar import progress_bar
@@ -30,14 +30,6 @@ Facts = dict[str, Any]
 
 class MetricError(FailedError):
     """An exported file is worse at its task than is allowed."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A file to measure; `open` starts its engine, `file` is shown and stored."""
-
-    file: str
-    open: Callable[[], Run]
 
 
 class EngineModel(nn.Module):
@@ -81,22 +73,27 @@ def check_metric(
         overrides: `key=value` changes of the recipe.
 
     Returns:
-        JSON-able: the metrics of torch (rounding, for a model trained in int8) and of each file.
+        JSON-able: the metrics of torch (rounding, for a model trained in int8) and of each file; `agreement`: how far
+        each file's outputs are from torch's on the split's first hundred rows, computing in fp32.
 
     Raises:
-        UserError: no such model, recipe or export.
+        UserError: no such model, recipe or export, or the export of another kind of model.
         MetricError: a file is worse than is allowed.
+        CheckError: a file's outputs are further from torch's than its own `export.json` allows.
     """
     candidates = [candidate for folder in exports for candidate in candidates_in(folder)]
     evaluation = prepare_evaluation(source, task, split, "fp32", overrides)
+    for candidate in candidates:
+        refuse_another_model(candidate, type(evaluation.network).__name__, source)
     results: dict[str, Facts] = {}
     with progress_bar(console, transient=True) as bar:
         shown = bar.add_task("measuring", total=1 + len(candidates), numbers=TORCH)
         results[TORCH] = timed(evaluation, evaluation.network)
+        expected = torch_answers(evaluation, CHECK_INPUTS)
         for candidate in candidates:
             bar.update(shown, advance=1, numbers=candidate.file)
-            results[candidate.file] = timed(evaluation, engine_model(evaluation, candidate.open()))
-    facts = {
+            results[candidate.file] = measured(evaluation, candidate, expected)
+    facts: Facts = {
         "model": str(source),
         "int8": evaluation.is_int8,
         "split": split,
@@ -106,7 +103,17 @@ def check_metric(
         "results": with_differences(results, evaluation.headline),
     }
     refuse_worse(facts)
+    refuse_different(facts["results"])
     return facts
+
+
+def measured(evaluation: Evaluation, candidate: Candidate, expected: TaskAnswers) -> Facts:
+    """Return what there is to say of a file: metrics, seconds, agreement with torch, and what is allowed of it."""
+    return {
+        **timed(evaluation, engine_model(evaluation, candidate.open())),
+        "agreement": expected.compare_with(candidate.open_exact(), candidate.is_rounded).to_json(),
+        "tolerance": candidate.tolerance,
+    }
 
 
 def metric_by_engine(source: str | Path, runs: Mapping[str, Callable[[], Run]]) -> Facts:
@@ -121,28 +128,6 @@ def metric_by_engine(source: str | Path, runs: Mapping[str, Callable[[], Run]]) 
         for name, start in runs.items()
     }
     return {"metric": evaluation.headline, "scores": scores}
-
-
-def candidates_in(folder: Path) -> list[Candidate]:
-    """Return the graphs of an export folder.
-
-    Raises:
-        UserError: there are none.
-    """
-    folder = folder.expanduser()
-    threads = torch.get_num_threads()
-    found = [
-        Candidate(str(folder / name), lambda file=folder / name: onnx_runner(file, threads))  # type: ignore[misc]
-        for name in (ONNX_FILE, INT8_FILE)
-        if (folder / name).is_file()
-    ]
-    if (folder / XML_FILE).is_file():
-        found.append(Candidate(str(folder / XML_FILE), lambda: load_openvino(folder, threads)))
-    if not found:
-        raise UserError(
-            f"{folder}: no exported graph here; `sparse-pretrain export onnx` and `export openvino` write them"
-        )
-    return found
 
 
 def engine_model(evaluation: Evaluation, run: Run) -> EngineModel:
@@ -191,7 +176,7 @@ def refuse_worse(facts: Facts) -> None:
 
 
 def render_metric(facts: Facts, console: Console) -> None:
-    """Print a row for torch and each file."""
+    """Print a row for torch and each file; differences are those of single outputs on a hundred inputs."""
     rounding = "weights and activations rounded to int8" if facts["int8"] else "fp32"
     table = Table(
         title=f"{facts['model']}: {facts['examples']:,} examples of {facts['split']}; torch: {rounding}",
@@ -200,8 +185,13 @@ def render_metric(facts: Facts, console: Console) -> None:
     table.add_column("file", overflow="fold")
     table.add_column(facts["metric"], justify="right")
     table.add_column("against torch", justify="right")
+    table.add_column("largest difference", justify="right")
     table.add_column("s", justify="right")
     for name, result in facts["results"].items():
-        against = "" if name == TORCH else f"{-result['worse_by']:+.4f}"
-        table.add_row(name, f"{result['score']:.4f}", against, f"{result['seconds']:.1f}")
+        against = difference = ""
+        if name != TORCH:
+            agreement = result["agreement"]
+            against = f"{-result['worse_by']:+.4f}"
+            difference = f"{agreement['max_difference']:.2g} of {agreement['largest_output']:.3g}"
+        table.add_row(name, f"{result['score']:.4f}", against, difference, f"{result['seconds']:.1f}")
     console.print(table)

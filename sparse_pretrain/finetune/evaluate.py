@@ -118,7 +118,7 @@ def prepare_evaluation(
     data = load_task(recipe.task, labels)
     if split not in data.splits:
         raise UserError(f"split = {split!r}: the task has {', '.join(data.splits)}")
-    tokenizer = load_tokenizer(path, config, recipe.training.max_length)
+    tokenizer = load_tokenizer(path, config, recipe.training.max_length, recipe.task.kind)
     network = load_task_model(path, recipe.task, labels, new_head=False)
     is_int8 = load_quantization(network, path)
     # Levels times scale are rounded once more in bf16; no int8 engine does that.

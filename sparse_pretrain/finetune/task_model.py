@@ -24,6 +24,9 @@ PROBLEM_TYPES: dict[Kind, Any] = {
     "regression": "regression",
     "classification": "single_label_classification",
 }
+USUAL_POSITIONS = 512
+# Families whose positions are counted as RoBERTa's are.
+BEHIND_PADDING = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
 
 
 def load_task_model(
@@ -98,8 +101,12 @@ def refuse_partial_encoder(model: PreTrainedModel, loading: dict[str, Any], sour
             )
 
 
-def load_tokenizer(source: str | Path, config: PretrainedConfig, max_length: int) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: str | Path, config: PretrainedConfig, max_length: int, kind: Kind = "classification"
+) -> PreTrainedTokenizerBase:
     """Return the source's tokenizer after checking that it belongs to the model.
+
+    For `tokens`, whose words come one by one, RoBERTa's tokenizer is told that a space stands before each.
 
     Raises:
         UserError: none there, another vocabulary than the model's, no padding token, or `max_length`
@@ -109,6 +116,9 @@ def load_tokenizer(source: str | Path, config: PretrainedConfig, max_length: int
     try:
         with quiet_libraries():
             tokenizer = AutoTokenizer.from_pretrained(path)
+            # Without it "New", "York" are the tokens of "NewYork", which no text has. It is saved with the model.
+            if kind == "tokens" and getattr(tokenizer, "add_prefix_space", None) is False:
+                tokenizer = AutoTokenizer.from_pretrained(path, add_prefix_space=True)
     except Exception as error:  # tokenizers raises bare Exception on broken files
         raise UserError(f"{source}: no usable tokenizer ({one_line(error)})") from None
     size = len(tokenizer)
@@ -129,6 +139,7 @@ def load_tokenizer(source: str | Path, config: PretrainedConfig, max_length: int
 
 def usable_positions(config: PretrainedConfig) -> int:
     """Return the longest input of a model, in tokens; RoBERTa's positions start behind the padding id."""
-    positions = int(getattr(config, "max_position_embeddings", 512))
-    is_roberta_like = config.model_type in ("roberta", "xlm-roberta", "camembert")
-    return positions - (config.pad_token_id + 1 if is_roberta_like else 0)
+    positions = int(getattr(config, "max_position_embeddings", 0))
+    if positions < 1:  # positions are relative, and have no end
+        return USUAL_POSITIONS
+    return positions - (config.pad_token_id + 1 if config.model_type in BEHIND_PADDING else 0)

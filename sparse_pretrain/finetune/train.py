@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
-from sparse_pretrain.checkpoint.release import replace_folder
+from sparse_pretrain.checkpoint.staged import replace_folder
 from sparse_pretrain.config.load import to_yaml
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import fsync_file, write_json, write_text
@@ -151,7 +151,7 @@ def prepare(recipe: FinetuneRecipe) -> Job:
     data = load_task(task)
     set_seed(recipe.seed)  # before the new head draws its weights
     model = load_task_model(recipe.model, task, data.labels, training.dropout)
-    tokenizer = load_tokenizer(recipe.model, model.config, training.max_length)
+    tokenizer = load_tokenizer(recipe.model, model.config, training.max_length, task.kind)
     ignored = FoundMasks(MaskSet({}), "ignored")
     found = ignored if recipe.masks == "ignore" else find_masks(model, recipe.model)
     if recipe.masks == "require" and found.origin == "none":

@@ -176,3 +176,8 @@ def read_all(source: Source) -> list[str | Drop | Fault]:
             elif raw.text or raw.fault is None:
                 found.append(raw.text)
     return found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file below a folder, by its path there."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

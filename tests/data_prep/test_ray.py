@@ -10,10 +10,7 @@ from data_prep.prepare import prepare
 from data_prep.recipe import PrepareRecipe
 from sparse_pretrain.config.load import load_recipe
 from sparse_pretrain.errors import FailedError, UserError
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+from tests.data_prep.corpus import files
 
 
 @pytest.mark.slow

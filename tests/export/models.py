@@ -6,9 +6,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from sparse_pretrain.models.prunable import prunable_weights
-from sparse_pretrain.pruning.masks import MASK_FILE
-from tests.finetune.models import SPARSITY, smallest_pruned, tiny_config
-from tests.tiny import tiny_tokenizer
+from tests.finetune.models import SPARSITY, smallest_pruned
+from tests.tiny_models import save_sparse, tiny_config
 
 
 def classifier_folder(
@@ -16,21 +15,13 @@ def classifier_folder(
 ) -> PreTrainedModel:
     """Save a sparse classifier of three classes with its tokenizer (and mask file); return it."""
     torch.manual_seed(0)
-    config = tiny_config(model_type)
-    config.num_labels = 3
+    config = tiny_config(model_type, num_labels=3)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             # The default initialisation of 0.02 gives the same answer for every input, to seven digits.
             parameter.mul_(5.0)
-        weights = prunable_weights(model)
-        chosen = smallest_pruned({name: weight.detach() for name, weight in weights.items()}, sparsity)
-        for name, weight in weights.items():
-            weight.mul_(chosen[name])
-            weight[weight == 0] = 0.0
+    weights = {name: weight.detach() for name, weight in prunable_weights(model).items()}
     model.eval()
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    if masks:
-        chosen.save(folder / MASK_FILE)
+    save_sparse(model, smallest_pruned(weights, sparsity), folder, mask_file=masks)
     return model

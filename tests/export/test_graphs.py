@@ -2,12 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+)
 from typer.testing import CliRunner
 
 from sparse_pretrain.cli import app
@@ -16,7 +22,7 @@ from sparse_pretrain.export import load_model
 from sparse_pretrain.export.check import CheckError, compare, must_agree
 from sparse_pretrain.export.inputs import InputLayout, batches, full_batch, input_layout, padded, random_rows
 from sparse_pretrain.export.onnx import export_onnx
-from sparse_pretrain.export.onnx_graph import INT8_FILE, ONNX_FILE
+from sparse_pretrain.export.onnx_graph import INT8_FILE, ONNX_FILE, write_onnx
 from sparse_pretrain.export.openvino import (
     EXACT,
     SPARSE_RATE,
@@ -27,9 +33,11 @@ from sparse_pretrain.export.openvino import (
 )
 from sparse_pretrain.export.runners import onnx_runner, openvino_runner, torch_runner
 from sparse_pretrain.files import read_json
+from sparse_pretrain.finetune.task_model import usable_positions
 from sparse_pretrain.models.prunable import prunable_weights
-from tests.finetune.models import dense_folder, tiny_config
+from tests.finetune.models import dense_folder
 from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_config
 
 QUIET = Console(quiet=True)
 
@@ -108,6 +116,34 @@ def test_the_command_writes_openvino_with_its_compile_setting_and_both_outputs_o
         assert compare([torch_runner(model, layout.names)(batch)], [found]).max_difference < 1e-3
 
 
+class Branching(BertForSequenceClassification):
+    """What it computes depends on values, so no graph can hold it."""
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, **_: Any) -> Any:
+        found = super().forward(input_ids, attention_mask)
+        if float(found.logits.sum()) < 0:
+            found.logits = -found.logits
+        return found
+
+
+def test_a_model_that_no_graph_can_hold_is_one_line(tmp_path: Path) -> None:
+    model = Branching(tiny_config(num_hidden_layers=1, type_vocab_size=1)).eval()
+    with pytest.raises(
+        UserError, match=r"^Branching: torch cannot write it as ONNX, which .*data-dep"
+    ) as caught:
+        write_onnx(model, input_layout(model), tmp_path / ONNX_FILE)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_longest_input_is_what_the_positions_hold() -> None:
+    sizes = {"max_position_embeddings": 66, "pad_token_id": 1}
+    expected = {"bert": 66, "roberta": 64, "camembert": 64, "mpnet": 64}
+    for family, longest in expected.items():
+        assert usable_positions(AutoConfig.for_model(family, **sizes)) == longest
+    assert usable_positions(AutoConfig.for_model("xlnet")) == 512  # relative: without end
+
+
 def test_sparse_weights_are_asked_for_only_where_they_pay() -> None:
     assert compile_settings(0.9, None) == {SPARSE_RATE: 0.85}
     assert compile_settings(0.5, None) == {}
@@ -130,8 +166,10 @@ def test_a_different_answer_is_no_export() -> None:
     good = np.array([[1.0, 2.0], [4.0, 3.0]], dtype=np.float32)
     agreement = compare([[good]], [[good + np.float32(1e-3)]])
     must_agree(agreement, 1e-3, "model.onnx")
-    with pytest.raises(CheckError, match=r"model.onnx: differs from torch by up to 0.001 on 2 inputs"):
-        must_agree(agreement, 1e-4, "model.onnx")
+    with pytest.raises(
+        CheckError, match=r"model.onnx: differs from torch by up to 0.001 on 2 inputs; .* x 4; nothing"
+    ):
+        must_agree(agreement, 1e-4, "model.onnx", "; nothing was written")
     with pytest.raises(CheckError, match="inf"):
         must_agree(compare([[good]], [[good * np.float32("nan")]]), 1e-4, "model.onnx")
     with pytest.raises(CheckError, match="shapes"):

@@ -1,5 +1,6 @@
 """Int8 by trained scales: ONNX and OpenVINO store int8, and answer as torch does when it rounds."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,16 @@ from typer.testing import CliRunner
 from sparse_pretrain.cli import app
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.export import load_model
-from sparse_pretrain.export.check import compare
+from sparse_pretrain.export.check import CheckError, compare
 from sparse_pretrain.export.inputs import full_batch, input_layout
 from sparse_pretrain.export.onnx import export_onnx
 from sparse_pretrain.export.onnx_graph import INT8_FILE
 from sparse_pretrain.export.onnx_int8 import int8_model
 from sparse_pretrain.export.openvino import EXACT, XML_FILE, export_openvino, load_openvino, write_ir
 from sparse_pretrain.export.runners import Run, onnx_runner, openvino_runner, torch_runner
+from sparse_pretrain.export.target import EXPORT_FILE
 from sparse_pretrain.export.task_metric import MetricError, check_metric
-from sparse_pretrain.files import read_json
+from sparse_pretrain.files import read_json, write_json
 from sparse_pretrain.finetune.train import finetune
 from sparse_pretrain.models.prunable import prunable_weights
 from sparse_pretrain.quantization import load_quantization
@@ -110,17 +112,56 @@ def test_the_task_metric_through_the_files_is_torchs(trained: Path, exported: Pa
 def test_a_file_that_is_worse_than_allowed_fails(
     trained: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparse_pretrain.export import task_metric
+    from sparse_pretrain.export import candidates
 
     def upside_down(file: Path, threads: int) -> Run:
         run = onnx_runner(file, threads)
         return lambda batch: [-output for output in run(batch)]
 
-    monkeypatch.setattr(task_metric, "onnx_runner", upside_down)
+    monkeypatch.setattr(candidates, "onnx_runner", upside_down)
     with pytest.raises(
         MetricError, match=r"model.onnx: accuracy 0\.\d+, torch has .*; allowed are 0.01 less"
     ):
         check_metric(trained, [exported], QUIET, within=0.01)
+
+
+def test_outputs_on_the_tasks_own_inputs_are_compared_too(
+    trained: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice the logits are the same classes, so the metric says nothing."""
+    from sparse_pretrain.export import candidates
+
+    found = check_metric(trained, [exported], QUIET)["results"]
+    for name, tolerance in (("model.onnx", 1e-4), (INT8_FILE, 0.05)):
+        result = found[str(exported / name)]
+        assert (result["tolerance"], result["agreement"]["inputs"]) == (tolerance, 60)
+        assert result["agreement"]["max_difference"] <= tolerance * max(
+            1.0, result["agreement"]["largest_output"]
+        )
+
+    def twice(file: Path, threads: int) -> Run:
+        run = onnx_runner(file, threads)
+        return lambda batch: [2 * output for output in run(batch)]
+
+    monkeypatch.setattr(candidates, "onnx_runner", twice)
+    with pytest.raises(
+        CheckError, match=r"model.onnx: differs from torch by .* on 60 inputs; .* of the task"
+    ):
+        check_metric(trained, [exported], QUIET, within=0.01)
+
+
+def test_the_export_of_another_kind_of_model_is_one_line_and_exit_code_2(
+    trained: Path, exported: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "onnx"
+    shutil.copytree(exported, other)
+    write_json(other / EXPORT_FILE, read_json(other / EXPORT_FILE) | {"model": "BertForQuestionAnswering"})
+    done = CliRunner().invoke(app, ["export", "check", str(trained), str(other)])
+    assert isinstance(done.exception, UserError)
+    assert str(done.exception) == (
+        f"{other / 'model.onnx'}: was exported from a BertForQuestionAnswering; {trained} is a "
+        "BertForSequenceClassification"
+    )
 
 
 def test_openvino_int8_needs_scales_and_finds_them_on_sentences(classifier: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch.sparse._semi_structured_conversions import (
     _calculate_meta_reordering_scatter_offsets,
     sparse_semi_structured_from_dense_cutlass,
 )
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from sparse_pretrain.cli import app
@@ -37,7 +37,8 @@ from sparse_pretrain.files import sha256_file
 from sparse_pretrain.models.prunable import prunable_weights
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 from sparse_pretrain.pruning.structures.n_of_m import highest
-from tests.tiny import VOCABULARY, tiny_tokenizer
+from tests.tiny import VOCABULARY
+from tests.tiny_models import save_sparse, tiny_config
 
 QUIET = Console(quiet=True)
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
@@ -46,28 +47,13 @@ QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 def two_four_folder(folder: Path, masks: bool = True) -> Path:
     """A classifier whose prunable matrices keep two of every four weights; one row of each keeps fewer."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "bert",
-        vocab_size=len(VOCABULARY),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=36,
-        max_position_embeddings=64,
-        num_labels=3,
-    )
+    config = tiny_config(num_hidden_layers=1, intermediate_size=36, num_labels=3)
     model = AutoModelForSequenceClassification.from_config(config)
     chosen = {}
-    with torch.no_grad():
-        for name, weight in prunable_weights(model).items():
-            chosen[name] = highest(weight.detach().abs().view(-1, 4), 2).reshape(weight.shape).clone()
-            chosen[name][0, :7] = False
-            weight.masked_fill_(~chosen[name], 0.0)
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    if masks:
-        MaskSet(chosen).save(folder / MASK_FILE)
-    return folder
+    for name, weight in prunable_weights(model).items():
+        chosen[name] = highest(weight.detach().abs().view(-1, 4), 2).reshape(weight.shape).clone()
+        chosen[name][0, :7] = False
+    return save_sparse(model, MaskSet(chosen), folder, mask_file=masks)
 
 
 @pytest.fixture(scope="module")

@@ -6,31 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
 
 from sparse_pretrain.checkpoint.contents import CheckpointModel
 from sparse_pretrain.finetune.recipe import FinetuneRecipe
 from sparse_pretrain.models.prunable import prunable_weights
 from sparse_pretrain.pruning.masks import MaskSet
-from tests.tiny import VOCABULARY, WORDS, tiny_tokenizer
+from tests.tiny import WORDS, tiny_tokenizer
+from tests.tiny_models import tiny_config
 
-SIZES: dict[str, dict[str, Any]] = {
-    "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 37},
-    "roberta": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 37},
-    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 37},
-}
 SPARSITY = 0.85
-
-
-def tiny_config(model_type: str = "bert") -> Any:
-    """The config of a two-layer model with the tiny tokenizer's vocabulary."""
-    return AutoConfig.for_model(
-        model_type,
-        vocab_size=len(VOCABULARY),
-        max_position_embeddings=64,
-        pad_token_id=0,
-        **SIZES[model_type],
-    )
 
 
 def smallest_pruned(weights: dict[str, torch.Tensor], sparsity: float = SPARSITY) -> MaskSet:

@@ -10,72 +10,22 @@ import datasets
 import numpy as np
 import pytest
 from rich.console import Console
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.finetune.evaluate import evaluate
 from sparse_pretrain.finetune.kinds import kind_of
 from sparse_pretrain.finetune.kinds.base import IGNORED
 from sparse_pretrain.finetune.recipe import TaskSection
+from sparse_pretrain.finetune.task_model import load_tokenizer
 from sparse_pretrain.finetune.tasks import load_task
 from sparse_pretrain.finetune.train import finetune
 from tests.finetune.models import recipe
+from tests.finetune.rows import SPAN, TASKS, answered, write_rows
 from tests.tiny import WORDS, tiny_tokenizer
+from tests.tiny_models import roberta_config, roberta_tokenizer
 
 QUIET = Console(quiet=True)
-OTHERS = WORDS[1:]
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def tagged(generator: random.Random) -> dict[str, Any]:
-    words = generator.choices(WORDS, k=generator.randint(3, 9))
-    return {"words": words, "tags": ["B-X" if word in WORDS[:20] else "O" for word in words]}
-
-
-def chosen(generator: random.Random) -> dict[str, Any]:
-    right = generator.randrange(3)
-    # All of one length: an untrained model, too, tells a longer ending from shorter ones.
-    words = [generator.choices(OTHERS, k=4) for _ in range(3)]
-    words[right][generator.randrange(4)] = "ba"
-    endings = [" ".join(ending) for ending in words]
-    return {"start": "be", "context": "bi bo", "label": right} | {
-        f"e{n}": end for n, end in enumerate(endings)
-    }
-
-
-def answered(generator: random.Random, share: float = 1.0) -> dict[str, Any]:
-    words = generator.choices(OTHERS, k=generator.randint(3, 30))
-    answers: dict[str, Any] = {"text": [], "answer_start": []}
-    if generator.random() < share:
-        place = generator.randrange(len(words))
-        words[place] = "ba"
-        answers = {"text": ["ba"], "answer_start": [len(" ".join(words[:place])) + (place > 0)]}
-    return {"question": "be bi", "context": " ".join(words), "answers": answers}
-
-
-SPAN = {"kind": "span", "text": "question", "text_pair": "context", "label": "answers"}
-TASKS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "tokens": (tagged, {"kind": "tokens", "text": "words", "label": "tags"}),
-    "choice": (
-        chosen,
-        {
-            "kind": "choice",
-            "text": "context",
-            "text_pair": "start",
-            "choices": ["e0", "e1", "e2"],
-            "label": "label",
-        },
-    ),
-    "span": (answered, SPAN | {"span": {"stride": 8}}),
-    "no-answer": (
-        lambda generator: answered(generator, 0.6),
-        SPAN | {"span": {"stride": 8, "no_answer": True}},
-    ),
-}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -199,6 +149,24 @@ def test_tags_by_datasets_class_names_and_only_on_first_tokens(tmp_path: Path, f
     (row,) = kind_of(task).encode(tokenizer, data.splits["train"], 16)
     assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == ["[CLS]", "ba", "##ba", "be", "[SEP]"]
     assert row["labels"] == [IGNORED, 0, IGNORED, 1, IGNORED]
+
+
+def test_words_of_robertas_tokenizer_have_a_space_before_them(tmp_path: Path) -> None:
+    """As in any text; without, "ba", "be" would be the tokens of "babe". The model's folder keeps the setting."""
+    tokenizer = roberta_tokenizer()
+    config = roberta_config(tokenizer)
+    model = AutoModel.from_config(config)
+    for folder in (tmp_path, tmp_path / "model"):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    words = [["ba", "be"]]
+    for kind, expected in (("tokens", ["Ġba", "Ġbe"]), ("span", ["ba", "be"])):
+        loaded = load_tokenizer(tmp_path, config, 24, kind)
+        tokens = loaded(words, is_split_into_words=True)["input_ids"][0]
+        assert loaded.convert_ids_to_tokens(tokens)[1:-1] == expected
+    load_tokenizer(tmp_path, config, 24, "tokens").save_pretrained(tmp_path / "model")
+    again = load_tokenizer(tmp_path / "model", config, 24)
+    assert again(words, is_split_into_words=True)["input_ids"][0] == tokenizer(" ba be")["input_ids"]
 
 
 def test_words_that_are_cut_off_count_as_outside(tmp_path: Path) -> None:

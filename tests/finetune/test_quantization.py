@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from sparse_pretrain.cli import app
@@ -19,6 +19,8 @@ from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 from sparse_pretrain.quantization.rounding import integers
 from sparse_pretrain.quantization.stored import QUANTIZATION_FILE
 from tests.finetune.models import pairs, recipe, write_sentences
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_config
 
 QUIET = Console(quiet=True)
 SECTION = {"momentum": 0.1, "calibration_steps": 4, "freeze_after": 0.5}
@@ -82,21 +84,8 @@ def test_a_run_with_ranges_that_never_stand_still_and_one_that_is_too_short(
 
 
 def test_an_unsupported_layer_is_one_line_and_exit_code_2(folder: Path, tmp_path: Path) -> None:
-    from transformers import AutoConfig, AutoModel
-
-    from tests.tiny import VOCABULARY, tiny_tokenizer
-
-    config = AutoConfig.for_model(
-        "albert",
-        vocab_size=len(VOCABULARY),
-        hidden_size=32,
-        embedding_size=16,
-        num_attention_heads=2,
-        intermediate_size=37,
-        pad_token_id=0,
-    )
     torch.manual_seed(0)
-    AutoModel.from_config(config).save_pretrained(tmp_path / "albert")
+    AutoModel.from_config(tiny_config("albert")).save_pretrained(tmp_path / "albert")
     tiny_tokenizer().save_pretrained(tmp_path / "albert")
     data = write_sentences(tmp_path / "sentences.csv", 60)
     (tmp_path / "task.yaml").write_text(

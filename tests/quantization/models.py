@@ -4,7 +4,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from sparse_pretrain.quantization.prepare import prepare_quantization, set_phase
-from tests.finetune.models import tiny_config
+from tests.tiny_models import tiny_config
 
 
 def tiny(model_type: str = "bert") -> PreTrainedModel:

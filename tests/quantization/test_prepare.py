@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     GPT2ForSequenceClassification,
 )
@@ -117,6 +118,16 @@ def test_layers_that_would_stay_in_floating_point_are_refused() -> None:
     )
     with pytest.raises(UserError, match=r"AlbertForSequenceClassification is not supported: no layer"):
         prepare_quantization(AutoModelForSequenceClassification.from_config(albert), 0.01)
+    deberta = AutoConfig.for_model(
+        "deberta-v2",
+        hidden_size=8,
+        num_attention_heads=1,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        vocab_size=9,
+    )
+    with pytest.raises(UserError, match=r"DebertaV2ForQuestionAnswering is not supported: no layer"):
+        prepare_quantization(AutoModelForQuestionAnswering.from_config(deberta), 0.01)
     model = tiny()
     model.bert.embeddings.word_embeddings.max_norm = 1.0
     with pytest.raises(UserError, match="Embedding with max_norm"):

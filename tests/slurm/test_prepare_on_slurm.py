@@ -15,7 +15,7 @@ from launcher.prepare_site import slurm_settings
 from launcher.site import Site
 from sparse_pretrain.config.load import load_recipe
 from sparse_pretrain.errors import FailedError
-from tests.data_prep.corpus import write_raw, write_tokenizers
+from tests.data_prep.corpus import files, write_raw, write_tokenizers
 
 
 def recipe(place: Path, output: str) -> PrepareRecipe:
@@ -26,10 +26,6 @@ def recipe(place: Path, output: str) -> PrepareRecipe:
         f"output={place / output}",
     ]
     return load_recipe("data-tiny", changes, PrepareRecipe)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow

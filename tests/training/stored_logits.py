@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM
 
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.distillation.stored_logits import shard_path
@@ -18,6 +18,7 @@ from sparse_pretrain.training.inputs import open_inputs
 from sparse_pretrain.training.stored_teacher import check_stored_logits
 from sparse_pretrain.training.teacher_logits import write_teacher_logits
 from tests.tiny import VOCABULARY, tiny_prepared, tiny_recipe
+from tests.tiny_models import tiny_config
 
 STEPS = 3
 TOP_K = 9
@@ -28,14 +29,7 @@ def stored_folder(folder: Path) -> Path:
     """Write prepared data, a teacher, and its logits in shards of one step, into a folder; return it."""
     tiny_prepared(folder / "data")
     torch.manual_seed(3)
-    config = AutoConfig.for_model(
-        "bert",
-        vocab_size=len(VOCABULARY),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=20,
-    )
+    config = tiny_config(hidden_size=16, num_hidden_layers=1, intermediate_size=20)
     AutoModelForMaskedLM.from_config(config).save_pretrained(folder / "teacher")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teacher_logits, "SHARD_BYTES", 1)
