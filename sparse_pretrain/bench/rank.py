@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from sparse_pretrain.bench.checkpoint_settings import CheckpointBenchSettings
 from sparse_pretrain.bench.mask_settings import MaskBenchSettings
-from sparse_pretrain.bench.train_settings import Measurement
+from sparse_pretrain.bench.train_settings import LossCheck, Measurement
 from sparse_pretrain.files import write_json
 from sparse_pretrain.telemetry.console import redirect_output
 from sparse_pretrain.telemetry.rank_log import RankLog
@@ -43,6 +43,10 @@ def measure(name: str, world: World, folder: Path) -> dict[str, Any]:
         from sparse_pretrain.bench.train_measure import measure as measure_train
 
         return measure_train(world, Measurement.model_validate_json(settings), folder)
+    if name == "losses":
+        from sparse_pretrain.bench.train_losses import measure as measure_losses
+
+        return measure_losses(world, LossCheck.model_validate_json(settings), folder)
     from sparse_pretrain.bench.checkpoint import measure as measure_checkpoint
 
     return measure_checkpoint(world, CheckpointBenchSettings.model_validate_json(settings), folder)

@@ -1,5 +1,6 @@
 """`bench train`: the reference's training step and ours, side by side on the same real text."""
 
+import statistics
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -15,7 +16,16 @@ from data_prep.prepare import prepare
 from data_prep.recipe import PrepareRecipe
 from sparse_pretrain.bench.data import write_text
 from sparse_pretrain.bench.run import run_bench
-from sparse_pretrain.bench.train_settings import MODES, SHAPES, TEXTS, Case, Measurement, Mode, TextKind
+from sparse_pretrain.bench.train_settings import (
+    MODES,
+    SHAPES,
+    TEXTS,
+    Case,
+    LossCheck,
+    Measurement,
+    Mode,
+    TextKind,
+)
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
 from sparse_pretrain.data.manifest import RowFormat, read_manifest
 from sparse_pretrain.telemetry.bar import progress_bar
@@ -58,6 +68,51 @@ def measure(wanted: Sequence[Case], tokenizer: str, text_kind: TextKind, console
     devices = {numbers["ours"]["device"] for case in results for numbers in case["modes"].values()}
     device = ", ".join(sorted(devices))
     return {"cases": results, "device": device, "torch": torch.__version__, "text": text_kind}
+
+
+def check_losses(
+    case: Case, seeds: Sequence[int], steps: int, tokenizer: str, console: Console
+) -> dict[str, Any]:
+    """Train pruning with a teacher by the reference's way and by ours, from one state on the same tokens.
+
+    Args:
+        case: shape, length, precision and rows of a step; one rank.
+        seeds: of runs, each with its own data order, masked tokens and dropout.
+        steps: of each run.
+        tokenizer: folder or name.
+        console: for the user.
+
+    Returns:
+        The keys that `sparse-pretrain bench losses` explains, and every step's losses by seed under `runs`.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-losses-") as name, progress_bar(console) as bar:
+        place = Path(name)
+        task = bar.add_task("text", total=len(seeds), numbers="")
+        text = place / "text.jsonl"
+        write_text(text, TEXTS["long"])
+        folders = prepared(text, tokenizer, case.length, place)
+        start = random_model(case, read_manifest(Path(folders["packed"])).vocabulary_size, place)
+        runs = {}
+        for seed in seeds:
+            bar.update(task, description=f"seed {seed}: {steps} steps on both sides")
+            measurement = {"case": case, "side": "ours", "mode": MODES[-1], "start": str(start), **folders}
+            check = LossCheck.model_validate({"measurement": measurement, "steps": steps, "seed": seed})
+            runs[seed] = run_bench("losses", check, 1, place)
+            bar.update(task, advance=1)
+    return {**summarized(list(runs.values()), max(1, steps // 10)), **case.model_dump(), "runs": runs}
+
+
+def summarized(runs: Sequence[dict[str, list[float]]], last: int) -> dict[str, float]:
+    """Return both sides' losses at the end (a mean over the last steps and over runs) and how runs scatter."""
+    ends = {side: [statistics.fmean(run[side][-last:]) for run in runs] for side in SIDES}
+    apart = [mine - its for mine, its in zip(ends["ours"], ends["reference"], strict=True)]
+    return {
+        "ours": statistics.fmean(ends["ours"]),
+        "reference": statistics.fmean(ends["reference"]),
+        "difference": statistics.fmean(apart),
+        "largest_difference": max(map(abs, apart)),
+        "noise": statistics.stdev(ends["reference"]) if len(runs) > 1 else 0.0,
+    }
 
 
 def compared(case: Case, modes: dict[Mode, dict[str, Any]]) -> dict[str, Any]:

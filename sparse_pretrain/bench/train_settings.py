@@ -57,6 +57,15 @@ class Measurement(Section):
     start: str
 
 
+class LossCheck(Section):
+    """Both sides from one state on the same tokens, on one rank."""
+
+    measurement: Measurement
+    steps: int = 200
+    seed: int = 0
+    dropout: bool = True
+
+
 def cases(
     models: Sequence[str], lengths: Sequence[int], ranks: Sequence[int], precisions: Sequence[Precision]
 ) -> list[Case]:

@@ -14,7 +14,7 @@ from sparse_pretrain.bench.run import run_bench
 from sparse_pretrain.bench.train import compared, prepared, random_model
 from sparse_pretrain.bench.train_flops import measure_ceiling, step_flops
 from sparse_pretrain.bench.train_measure import mean_keys
-from sparse_pretrain.bench.train_settings import MODES, Case, Measurement, cases
+from sparse_pretrain.bench.train_settings import MODES, Case, LossCheck, Measurement, cases
 from sparse_pretrain.data.manifest import read_manifest
 from sparse_pretrain.data.shards import PreparedSplit
 from tests.data_prep.corpus import prose, write_tokenizers
@@ -40,6 +40,22 @@ def test_both_sides_take_steps_on_two_ranks(tmp_path: Path) -> None:
         assert numbers["tokens_per_s"] * numbers["seconds"] == pytest.approx(numbers["fill"] * slots)
         assert 0 < numbers["flops_per_s"] < numbers["ceiling_flops_per_s"]
         assert numbers["peak_bytes"] > 2**27
+
+
+@pytest.mark.slow
+def test_without_dropout_both_sides_have_the_same_loss_at_every_step(tmp_path: Path) -> None:
+    """The fast step and the plain one are the same training, masks and teacher included."""
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": prose(seed, 9)}) + "\n" for seed in range(100)))
+    write_tokenizers(tmp_path / "tokenizers")
+    folders = prepared(text, str(tmp_path / "tokenizers" / "bert"), TINY.length, tmp_path)
+    start = random_model(TINY, read_manifest(Path(folders["packed"])).vocabulary_size, tmp_path)
+    measurement = {"case": TINY, "side": "ours", "mode": "pruning + teacher", "start": str(start), **folders}
+    check = LossCheck.model_validate({"measurement": measurement, "steps": 20, "dropout": False})
+    numbers = run_bench("losses", check, 1, tmp_path)
+    assert len(numbers["ours"]) == 20
+    assert numbers["ours"] == pytest.approx(numbers["reference"], abs=2e-4)
+    assert numbers["ours"][-1] < numbers["ours"][0]
 
 
 def test_a_steps_operations_are_counted_by_hand() -> None:
