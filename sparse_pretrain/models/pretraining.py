@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from sparse_pretrain.data.batch import Batch, Sequences
 from sparse_pretrain.models.cpu_dropout import quicken_dropout
+from sparse_pretrain.models.cpu_linear import quicken_linear
 from sparse_pretrain.models.cpu_projection import quicken_projection
 from sparse_pretrain.models.heads import head_of
 from sparse_pretrain.models.projections import PROJECTION_PREFIX
@@ -76,6 +77,7 @@ class PretrainingModel(nn.Module):
         if not torch.cuda.is_available():
             quicken_dropout(model)
             quicken_projection(model)
+            quicken_linear(model)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return all parameters: the model's under Hugging Face's own names, projections' under a prefix."""
