@@ -18,9 +18,11 @@ def sum_of_squares(gradients: Iterable[Tensor]) -> Tensor:
     Args:
         gradients: any float types and shapes, contiguous.
     """
-    total = torch.zeros((), dtype=torch.float64)
-    for gradient in gradients:
-        size = BLOCK if gradient.device.type == "cpu" else GPU_BLOCK
-        sums = [block.float().square().sum() for block in gradient.detach().reshape(-1).split(size)]
-        total = total.to(gradient.device) + torch.stack(sums).double().sum()
-    return total
+    sums = [
+        block.float().square().sum()
+        for gradient in gradients
+        for block in gradient.detach()
+        .reshape(-1)
+        .split(BLOCK if gradient.device.type == "cpu" else GPU_BLOCK)
+    ]
+    return torch.stack(sums).double().sum() if sums else torch.zeros((), dtype=torch.float64)
