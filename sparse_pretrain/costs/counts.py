@@ -8,6 +8,8 @@ from sparse_pretrain.costs.work import Term, Work
 
 # Bytes moved an element, by what the kernels read and write; w is the precision's width (docs/planning.md derives them).
 FP32 = 4
+# What a ZeRO-3 hook takes of the host, in kernel launches.
+HOOK_CALLS = 16
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,14 @@ def optimizer(shape: Shape, ranks: int, width: int) -> list[Work]:
     """Return the update of this rank's part: norm, clipping, AdamW (7 fp32 numbers), cast to the working copy."""
     owned = shape.parameters / ranks
     return [Work("optimizer", "optimizer", 0, owned, (44 + width) * owned, 60)]
+
+
+def sharded_modules(shape: Shape) -> list[Work]:
+    """Return what DeepSpeed's hooks cost the host at stage 3 in one micro-batch: modules, forward and backward.
+
+    A module has two tensors, its weight and its bias. `HOOK_CALLS` is an assumption: 0.1 ms of Python a hook.
+    """
+    return [Work("loop", "stage 3 hooks", calls=shape.tensors * HOOK_CALLS)]
 
 
 def masks(shape: Shape, ranks: int, width: int, stage: int) -> list[Work]:

@@ -49,6 +49,8 @@ def measure_alone(world: World, folder: Path, precisions: list[Any]) -> dict[str
     from sparse_pretrain.training.heap import keep_freed_memory
     from sparse_pretrain.training.precision import DTYPES
 
+    import sparse_pretrain.training.build  # noqa: F401 - what a rank loads counts as its framework
+
     device, reserved = world.device, float(resident_bytes())
     on_gpu = device.type == "cuda"
     if not on_gpu:

@@ -1,5 +1,6 @@
 """Real training steps of small models on random rows: what the cost model's predictions are held against."""
 
+import ctypes
 import statistics
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import AutoConfig, AutoModelForPreTraining, PreTrainedTokenize
 
 from sparse_pretrain.config.base import Section
 from sparse_pretrain.config.recipe import TrainRecipe
-from sparse_pretrain.costs.clock import Stopwatch, peak_bytes
+from sparse_pretrain.costs.clock import RankStopwatch, Stopwatch, peak_bytes
 from sparse_pretrain.data.manifest import Manifest, Shard, SpecialTokens, SplitCounts, write_manifest
 from sparse_pretrain.files import sha256_file
 from sparse_pretrain.training.build import build_trainer
@@ -23,6 +24,8 @@ from sparse_pretrain.training.world import World
 VOCABULARY = 30522
 ROWS = 64
 STEPS = 1_000_000
+# Steps in which the heap and caches still fill.
+WARMUP = 2
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SHAPES: dict[str, dict[str, int]] = {
     "minilm-l6": {
@@ -133,11 +136,32 @@ def recipe_of(case: Case, place: Path) -> TrainRecipe:
     return TrainRecipe.model_validate(recipe)
 
 
-def real_steps(world: World, case: Case, place: str, count: int) -> dict[str, Any]:
-    """Take steps with the real trainer; return every step's seconds and the rank's peak memory."""
+def give_memory_back() -> None:
+    """Tell glibc's malloc to map and unmap every large tensor, as it does by itself.
+
+    Training tells it not to (`training.heap`), and then the heap's holes grow for dozens of steps: the peak would say
+    how long was waited.
+    """
+    mallopt = ctypes.CDLL(None).mallopt
+    for name, value in ((-4, 65536), (-1, 2**17), (-2, 0), (-3, 2**17)):
+        mallopt(name, value)
+
+
+def real_steps(world: World, case: Case, place: str, count: int, tidy: bool = False) -> dict[str, Any]:
+    """Take steps with the real trainer; return every step's seconds and the rank's peak memory.
+
+    Args:
+        world: the ranks.
+        case: what to train.
+        place: where models and rows are.
+        count: steps behind the warm-up.
+        tidy: give freed memory back, for a peak of what tensors need; such steps are slower.
+    """
     recipe = recipe_of(case, Path(place))
     inputs = open_inputs(recipe)
     trainer, _ = build_trainer(recipe, inputs, world, case.precision, [])  # type: ignore[arg-type]
+    if tidy:
+        give_memory_back()
     update = 0.0
     if trainer.pruner is not None:
         watch = Stopwatch(world.device)
@@ -145,17 +169,18 @@ def real_steps(world: World, case: Case, place: str, count: int) -> dict[str, An
         update = watch.seconds()
     spent: list[float] = []
     walls: list[float] = []
-    for number in range(count + 1):
+    for number in range(count + WARMUP):
         world.barrier()
-        watch, began = Stopwatch(world.device), time.perf_counter()
+        together, began = RankStopwatch(world), time.perf_counter()
         trainer.train_step()
         if number:
-            spent.append(watch.seconds())
             walls.append(time.perf_counter() - began)
+        seconds = together.seconds()
+        if number >= WARMUP:
+            spent.append(seconds)
     return {
-        "seconds": statistics.median(spent),
         "all": spent,
-        "wall": statistics.median(walls),
+        "wall": statistics.median(walls) if walls else 0.0,
         "update": update,
         "peak_bytes": peak_bytes(world.device),
     }

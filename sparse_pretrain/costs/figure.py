@@ -1,0 +1,56 @@
+"""A picture of predicted scaling: throughput, and what a step's time is made of."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sparse_pretrain.costs.scaling import Point
+from sparse_pretrain.costs.time import by_term
+from sparse_pretrain.files import atomic_path
+
+# Terms that are shown by themselves; the rest is one.
+SHOWN = 7
+
+
+def draw(points: list[Point], path: Path, title: str) -> None:
+    """Write a PNG: tokens a second over ranks beside the ideal, and the terms of a step as stacked shares."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    there = [(point, point.best) for point in points if point.best is not None]
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    left, right = figure.subplots(1, 2)
+    ranks = [point.ranks for point, _ in there]
+    speed = [best.tokens_per_s for _, best in there]
+    left.loglog(ranks, speed, "o-", base=2, label="predicted")
+    left.loglog(ranks, [speed[0] / ranks[0] * count for count in ranks], "--", color="grey", base=2, label="ideal")
+    before = ""
+    for point, best in there:
+        if point.limit != before:
+            left.annotate(point.limit, (point.ranks, best.tokens_per_s), (4, -12), textcoords="offset points", fontsize=8)
+        before = point.limit
+    left.set(xlabel="GPUs", ylabel="tokens/s")
+    left.legend()
+    shares(right, there)
+    with atomic_path(path) as temporary:
+        figure.savefig(os.fspath(temporary), format="png", dpi=120)
+
+
+def shares(axes: Any, there: list[tuple[Point, Any]]) -> None:
+    """Draw every step's terms as shares of its time."""
+    sums: dict[str, float] = {}
+    for _, best in there:
+        for name, value in best.time.terms.items():
+            sums[name] = sums.get(name, 0.0) + value / best.time.seconds
+    names = [name for name, _ in by_term(sums)]
+    shown, rest = names[:SHOWN], names[SHOWN:]
+    ranks = [point.ranks for point, _ in there]
+    heights = [[best.time.terms.get(name, 0.0) / best.time.seconds for _, best in there] for name in shown]
+    heights.append([sum(best.time.terms.get(name, 0.0) for name in rest) / best.time.seconds for _, best in there])
+    axes.stackplot(ranks, heights, labels=[*shown, "other"], alpha=0.85)
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="GPUs", ylabel="share of a step", ylim=(0, 1), xlim=(ranks[0], max(ranks[-1], ranks[0] + 1)))
+    axes.legend(fontsize=7, loc="upper left")
