@@ -29,11 +29,15 @@ def plan(
     gpus_per_node: Annotated[int, typer.Option(help="GPUs (or CPU ranks) of each", min=1)] = 8,
     gpu: Annotated[
         str,
-        typer.Option(help="h100, h200, a100-80gb, a100-40gb, v100, l40s, cpu, or a device file", metavar="NAME|FILE"),
+        typer.Option(
+            help="h100, h200, a100-80gb, a100-40gb, v100, l40s, cpu, or a device file", metavar="NAME|FILE"
+        ),
     ] = "h100",
     interconnect: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="between machines: 8x400g, 400g, 100g, ethernet-25g, …; default: what the GPU usually has"),
+        typer.Option(
+            help="between machines: 8x400g, 400g, 100g, ethernet-25g, …; default: what the GPU usually has"
+        ),
     ] = None,
     length: Annotated[
         Optional[int],  # noqa: UP045
@@ -44,7 +48,8 @@ def plan(
         Path | None, typer.Option(help="a device file of --measure; the same as --gpu FILE", metavar="FILE")
     ] = None,
     measure: Annotated[
-        Path | None, typer.Option(help="measure this machine (a minute) and write a device file", metavar="OUT")
+        Path | None,
+        typer.Option(help="measure this machine (a minute) and write a device file", metavar="OUT"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -65,7 +70,9 @@ def plan(
             raise UserError(f"--measure {measure}: takes no recipe; plan with --gpu {measure} afterwards")
         device = measure_machine()
         save_device(measure, device)
-        print_json(device.model_dump(mode="json")) if as_json else Console().print(f"{device.name}: {measure}")
+        print_json(device.model_dump(mode="json")) if as_json else Console().print(
+            f"{device.name}: {measure}"
+        )
         return
     if recipe is None:
         raise UserError("plan: give a recipe, or --measure OUT.json")
@@ -89,11 +96,15 @@ def plan(
     found = search(job, device, layout)
     points = scaling(job, device, gpus_per_node, between)
     if figure is not None:
-        draw(points, figure, f"{Path(recipe).stem}, {gpus_per_node} x {device.name} a node, {wire}; predicted")
+        draw(
+            points, figure, f"{Path(recipe).stem}, {gpus_per_node} x {device.name} a node, {wire}; predicted"
+        )
     if as_json:
         print_json(numbers(job, device, asked, found, points))
         return
-    render(job, device, asked, found, points, wide_console(), f"{nodes} x {gpus_per_node} ({wire} between nodes)")
+    render(
+        job, device, asked, found, points, wide_console(), f"{nodes} x {gpus_per_node} ({wire} between nodes)"
+    )
 
 
 def wide_console() -> Console:

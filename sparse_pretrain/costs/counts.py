@@ -6,7 +6,7 @@ from transformers import PretrainedConfig
 
 from sparse_pretrain.costs.work import Term, Work
 
-# Bytes moved an element, by what the kernels read and write; w is the precision's width (docs/planning.md derives them).
+# Bytes moved an element follow from what the kernels read and write (docs/planning.md); width is the precision's.
 FP32 = 4
 # What a ZeRO-3 hook takes of the host, in kernel launches.
 HOOK_CALLS = 16
@@ -42,7 +42,13 @@ class Shape:
 
     @classmethod
     def of(
-        cls, config: PretrainedConfig, parameters: int, tensors: int, prunable: int = 0, matrices: int = 0, pooled: bool = False
+        cls,
+        config: PretrainedConfig,
+        parameters: int,
+        tensors: int,
+        prunable: int = 0,
+        matrices: int = 0,
+        pooled: bool = False,
     ) -> "Shape":
         """Read the sizes of a config; DistilBERT has names of its own."""
         inner = getattr(config, "intermediate_size", None) or config.hidden_dim
@@ -240,7 +246,14 @@ def mask_update(shape: Shape, ranks: int) -> list[Work]:
     if not shape.prunable:
         return []
     return [
-        Work("mask updates", "mask update", 0, shape.prunable / ranks, 60 * shape.prunable / ranks, 40 * shape.matrices),
+        Work(
+            "mask updates",
+            "mask update",
+            0,
+            shape.prunable / ranks,
+            60 * shape.prunable / ranks,
+            40 * shape.matrices,
+        ),
         Work("mask updates", "mask replace", 0, shape.prunable, 8 * shape.prunable, 10 * shape.matrices),
     ]
 

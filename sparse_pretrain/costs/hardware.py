@@ -89,10 +89,14 @@ class Device(Section):
     kernels: dict[str, dict[str, KernelCost]] = Field(default_factory=dict)
     local: Link
     local_measured: list[MeasuredLink] = Field(default_factory=list)
-    write: float = Field(1e9, gt=0, description="bytes a second to the disk of checkpoints, all ranks together")
+    write: float = Field(
+        1e9, gt=0, description="bytes a second to the disk of checkpoints, all ranks together"
+    )
 
 
-def gpu(name: str, flops: dict[str, float], memory: float, bandwidth: float, link: float, **more: Any) -> Device:
+def gpu(
+    name: str, flops: dict[str, float], memory: float, bandwidth: float, link: float, **more: Any
+) -> Device:
     """Return a data-sheet entry; `memory` in GiB, `link` in bytes a second in one direction."""
     local = Link(bytes_per_s=link, fraction=0.8, latency=1e-5)
     return Device(name=name, flops=flops, memory=memory * GIB, bandwidth=bandwidth, local=local, **more)
@@ -104,12 +108,24 @@ DEVICES: dict[str, Device] = {
     "h100": gpu("H100 SXM 80 GB", {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12}, 79.6, 3.35e12, 450e9),
     "h200": gpu("H200 SXM 141 GB", {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12}, 139.8, 4.8e12, 450e9),
     "a100-80gb": gpu(
-        "A100 SXM 80 GB", {"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12}, 79.2, 2.039e12, 300e9, attention_fraction=0.5
+        "A100 SXM 80 GB",
+        {"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12},
+        79.2,
+        2.039e12,
+        300e9,
+        attention_fraction=0.5,
     ),
     "a100-40gb": gpu(
-        "A100 SXM 40 GB", {"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12}, 39.4, 1.555e12, 300e9, attention_fraction=0.5
+        "A100 SXM 40 GB",
+        {"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12},
+        39.4,
+        1.555e12,
+        300e9,
+        attention_fraction=0.5,
     ),
-    "v100": gpu("V100 SXM2 32 GB", {"fp16": 125e12, "fp32": 15.7e12}, 31.7, 0.9e12, 150e9, attention_fraction=0.3),
+    "v100": gpu(
+        "V100 SXM2 32 GB", {"fp16": 125e12, "fp32": 15.7e12}, 31.7, 0.9e12, 150e9, attention_fraction=0.3
+    ),
     "l40s": gpu("L40S 48 GB", {"bf16": 362e12, "fp16": 362e12, "fp32": 91.6e12}, 44.5, 0.864e12, 32e9),
     "cpu": Device(
         name="CPU core with AMX",
@@ -139,7 +155,13 @@ INTERCONNECTS: dict[str, Link] = {
     "ethernet-25g": Link(bytes_per_s=3.125e9, fraction=0.6, latency=5e-5),
     "ethernet-10g": Link(bytes_per_s=1.25e9, fraction=0.6, latency=5e-5),
 }
-USUAL_INTERCONNECT = {"h100": "8x400g", "h200": "8x400g", "a100-80gb": "8x200g", "a100-40gb": "8x200g", "v100": "100g"}
+USUAL_INTERCONNECT = {
+    "h100": "8x400g",
+    "h200": "8x400g",
+    "a100-80gb": "8x200g",
+    "a100-40gb": "8x200g",
+    "v100": "100g",
+}
 
 
 def find_device(argument: str) -> Device:
@@ -152,7 +174,9 @@ def find_device(argument: str) -> Device:
         return DEVICES[argument]
     path = Path(argument)
     if not path.is_file():
-        raise UserError(f"--gpu = {argument!r}: give one of {', '.join(DEVICES)}, or a file of plan --measure")
+        raise UserError(
+            f"--gpu = {argument!r}: give one of {', '.join(DEVICES)}, or a file of plan --measure"
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Device.model_validate(values)

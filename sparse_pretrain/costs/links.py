@@ -1,8 +1,8 @@
 """Seconds of collectives between ranks: rings inside a machine and between machines.
 
 An all-reduce of S bytes on n ranks sends 2 (n - 1) / n S from each of them, a reduce-scatter and an all-gather half of
-that (Thakur et al. 2005, sections 3 and 4; Patarasuk and Yuan 2009). Over several machines NCCL does it in levels: inside
-each machine, then each rank's 1 / g of the data between machines, over its share of the machine's adapters.
+that (Thakur et al. 2005, sections 3 and 4; Patarasuk and Yuan 2009). Over several machines NCCL does it in levels:
+inside each machine, then each rank's 1 / g of the data between machines, over its share of the machine's adapters.
 """
 
 import math

@@ -38,9 +38,7 @@ def run_ranks(settings: dict[str, Any], ranks: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="measure-") as name:
         folder = Path(name)
         write_json(folder / "settings.json", settings)
-        code = launch_ranks(
-            [sys.executable, "-m", "sparse_pretrain.costs.measure_rank", name], ranks, folder
-        )
+        code = launch_ranks([sys.executable, "-m", "sparse_pretrain.costs.measure_rank", name], ranks, folder)
         if code:
             raise FailedError(f"the measuring ranks ended with exit code {code}")
         result: dict[str, Any] = read_json(folder / "result.json")

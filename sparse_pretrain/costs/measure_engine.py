@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import AutoConfig, BertForMaskedLM
@@ -18,8 +19,8 @@ from sparse_pretrain.costs.time import kernel_seconds
 from sparse_pretrain.data.batch import Batch
 from sparse_pretrain.distillation.losses import masked_language_loss
 from sparse_pretrain.models.loading import attention_of
-from sparse_pretrain.models.prunable import prunable_weights
 from sparse_pretrain.models.pretraining import PretrainingModel
+from sparse_pretrain.models.prunable import prunable_weights
 from sparse_pretrain.pruning.pruner import Pruner
 from sparse_pretrain.training.deepspeed_config import deepspeed_config
 from sparse_pretrain.training.engine import Engine
@@ -34,7 +35,9 @@ HEAD_WIDTH = 64
 UPDATES = (0, 10**6)
 
 
-def measure_engine(device: torch.device, precision: Resolved, kernels: Mapping[str, KernelCost]) -> dict[str, KernelCost]:
+def measure_engine(
+    device: torch.device, precision: Resolved, kernels: Mapping[str, KernelCost]
+) -> dict[str, KernelCost]:
     """Step real engines with few tokens, alone in the world, and return the constants of what goes by weight.
 
     Args:
@@ -49,13 +52,18 @@ def measure_engine(device: torch.device, precision: Resolved, kernels: Mapping[s
         batch = clipped(random_batch_on(settings, device, vocabulary), vocabulary)
         times: dict[str, list[float]] = {}
         for number in range(STEPS):
-            backward_seconds = timed(device, lambda: forward_and_backward(engine, batch))
+            backward_seconds = timed(device, partial(forward_and_backward, engine, batch))
             before = timed(device, pruner.before_step)
             step = timed(device, engine.step)
             update = number if number in range(len(UPDATES)) else None
             after = timed(device, partial(pruner.after_step, UPDATES[update] if update is not None else 1))
             if number >= len(UPDATES):
-                for name, value in (("gradient", backward_seconds), ("optimizer", step), ("before", before), ("after", after)):
+                for name, value in (
+                    ("gradient", backward_seconds),
+                    ("optimizer", step),
+                    ("before", before),
+                    ("after", after),
+                ):
                     times.setdefault(name, []).append(value)
             else:
                 times.setdefault("update", []).append(after)
@@ -89,7 +97,7 @@ def add_samples(
 
 def build(precision: Resolved, width: int, layers: int, vocabulary: int) -> tuple[Engine, Shape, Pruner]:
     """Build a BERT with random weights under DeepSpeed, and masks for it."""
-    values = {
+    values: dict[str, Any] = {
         "model_type": "bert",
         "hidden_size": width,
         "num_hidden_layers": layers,
@@ -118,7 +126,11 @@ def build(precision: Resolved, width: int, layers: int, vocabulary: int) -> tupl
         len(prunable),
     )
     engine = Engine(PretrainingModel(model), recipe.optimizer, deepspeed_config(recipe, precision, 1))
-    return engine, shape, build_pruner(engine, prunable, MaskBenchSettings(allocation="uniform"), packed=False)
+    return (
+        engine,
+        shape,
+        build_pruner(engine, prunable, MaskBenchSettings(allocation="uniform"), packed=False),
+    )
 
 
 def random_batch_on(settings: MaskBenchSettings, device: torch.device, vocabulary: int) -> Batch:

@@ -23,9 +23,9 @@ from sparse_pretrain.models.cpu_dropout import CpuDropout
 from sparse_pretrain.models.cpu_projection import CpuProjection
 
 # Seconds that each shape of each kernel is repeated for, and how often at least.
-SECONDS, LEAST = 0.04, 5
+SECONDS, LEAST = 0.04, 4
 # Copies of every input, taken in turns: in a step, what a kernel reads is seldom still in a core's cache.
-COPIES = 3
+COPIES = 2
 VOCABULARY = 30522
 DROPOUT = 0.1
 Make = Callable[[], Callable[[], object]]
@@ -37,13 +37,13 @@ LINEAR_SHAPES = (
     (1024, 384, 384),
     (1024, 384, 1536),
     (1024, 1536, 384),
-    (2048, 768, 768),
-    (2048, 768, 3072),
+    (1024, 768, 768),
+    (512, 768, 3072),
 )
-PROJECTION_SHAPES = ((77, 256), (154, 384), (512, 384), (1024, 256))
+PROJECTION_SHAPES = ((77, 256), (154, 384), (256, 384), (512, 256))
 # Rows, heads, length, width of a head.
 ATTENTION_SHAPES = ((8, 12, 128, 32), (8, 4, 128, 64), (2, 12, 512, 32), (2, 4, 512, 64))
-ELEMENTWISE_SHAPES = ((1024, 256), (1024, 384), (1024, 1536), (2048, 768))
+ELEMENTWISE_SHAPES = ((1024, 256), (1024, 384), (1024, 1536), (1024, 768))
 LOSS_ROWS = (64, 256)
 
 
@@ -151,7 +151,9 @@ def passes(random: Any, width: int, scale: int) -> Iterator[tuple[Work, Make]]:
         yield Work("optimizer", "stream", 0, moved, moved), partial(make_stream, random, elements)
 
 
-def make_linear(random: Any, kind: type[nn.Linear], shape: tuple[int, int, int], train: bool) -> Callable[[], object]:
+def make_linear(
+    random: Any, kind: type[nn.Linear], shape: tuple[int, int, int], train: bool
+) -> Callable[[], object]:
     """Return a Linear's forward pass, or forward and backward."""
     tokens, inner, outer = shape
     inputs, upstream = random(tokens, inner, grad=True), random(tokens, outer)
@@ -178,7 +180,9 @@ def make_attention(random: Any, shape: tuple[int, int, int, int], train: bool) -
         dropout = DROPOUT if train else 0.0
         if upstream.device.type == "cpu":
             return cpu_attention(nn.Identity(), query, key, value, None, dropout=dropout)[0]
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout).transpose(1, 2).contiguous()
+        return (
+            F.scaled_dot_product_attention(query, key, value, dropout_p=dropout).transpose(1, 2).contiguous()
+        )
 
     def forward() -> object:
         with torch.no_grad():

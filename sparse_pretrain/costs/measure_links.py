@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparse_pretrain.costs.clock import RankStopwatch
 from sparse_pretrain.costs.hardware import MeasuredLink
-from sparse_pretrain.training.precision import DTYPES
+from sparse_pretrain.training.precision import DTYPES, Resolved
 from sparse_pretrain.training.world import World
 
 SMALL_BYTES, LARGE_BYTES = 2**12, 2**25
@@ -18,20 +18,20 @@ REPEATS = 4
 SMALL_REPEATS = 20
 
 
-def measure_links(world: World, precisions: list[str]) -> MeasuredLink:
+def measure_links(world: World, precisions: list[Resolved]) -> MeasuredLink:
     """Time an all-reduce and an all-gather of a large buffer, and of a small one (collective)."""
     reduce, gather = {}, {}
     for precision in precisions:
         reduce[precision] = rate(world, precision, all_reduce)
         gather[precision] = rate(world, precision, all_gather)
     small = torch.ones(SMALL_BYTES // 4, device=world.device)
-    latency = timed(world, lambda: [all_reduce(small) for _ in range(SMALL_REPEATS)]) / SMALL_REPEATS
+    latency = timed(world, partial(many_small, small)) / SMALL_REPEATS
     return MeasuredLink(ranks=world.size, latency=latency, all_reduce=reduce, all_gather=gather)
 
 
-def rate(world: World, precision: str, collective: Callable[[Tensor], object]) -> float:
+def rate(world: World, precision: Resolved, collective: Callable[[Tensor], object]) -> float:
     """Return seconds a byte of a large buffer."""
-    dtype = DTYPES[precision]  # type: ignore[index]
+    dtype = DTYPES[precision]
     elements = LARGE_BYTES // dtype.itemsize // world.size * world.size
     buffer = torch.ones(elements, device=world.device, dtype=dtype)
     return timed(world, partial(collective, buffer)) / (elements * dtype.itemsize)
@@ -40,6 +40,12 @@ def rate(world: World, precision: str, collective: Callable[[Tensor], object]) -
 def all_reduce(buffer: Tensor) -> None:
     """Sum a buffer over ranks."""
     dist.all_reduce(buffer)
+
+
+def many_small(buffer: Tensor) -> None:
+    """Sum a small buffer again and again."""
+    for _ in range(SMALL_REPEATS):
+        all_reduce(buffer)
 
 
 def all_gather(buffer: Tensor) -> None:

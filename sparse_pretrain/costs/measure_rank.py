@@ -43,13 +43,12 @@ def measure_rank(world: World, folder: Path, settings: dict[str, Any]) -> dict[s
 
 def measure_alone(world: World, folder: Path, precisions: list[Any]) -> dict[str, Any]:
     """Return a device's constants as this rank finds them alone."""
+    import sparse_pretrain.training.build  # noqa: F401 - what a rank loads counts as its framework
     from sparse_pretrain.bench.masks import device_name
     from sparse_pretrain.costs.measure_engine import measure_engine
     from sparse_pretrain.costs.measure_kernels import measure_kernels
     from sparse_pretrain.training.heap import keep_freed_memory
     from sparse_pretrain.training.precision import DTYPES
-
-    import sparse_pretrain.training.build  # noqa: F401 - what a rank loads counts as its framework
 
     device, reserved = world.device, float(resident_bytes())
     on_gpu = device.type == "cuda"

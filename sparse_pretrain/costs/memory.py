@@ -27,8 +27,8 @@ def activations(shape: Shape, batch: Pass, width: int, kind: str) -> float:
 
     A layer keeps, in the working precision, 8 hidden states (input, q, k, v, the attention's output, the input of both
     LayerNorms, the output of the first) and the feed-forward layer before and after its activation (Korthikanti et al.
-    2022, section 4, with flash attention and without tensor parallelism). A GPU keeps two dropout masks of a byte a value;
-    CPUs draw them again but keep the attention's shares before and after dropout.
+    2022, section 4, with flash attention and without tensor parallelism). A GPU keeps two dropout masks of a byte a
+    value; CPUs draw them again but keep the attention's shares before and after dropout.
     """
     hidden = batch.tokens * shape.width
     layer = width * (8.0 * hidden + 2.0 * batch.tokens * shape.inner)
@@ -57,7 +57,14 @@ def communication_buffers(shape: Shape, ranks: int, width: int, stage: int) -> f
 
 
 def memory(
-    recipe: TrainRecipe, shape: Shape, batch: Pass, device: Device, ranks: int, width: int, stage: int, teachers: int
+    recipe: TrainRecipe,
+    shape: Shape,
+    batch: Pass,
+    device: Device,
+    ranks: int,
+    width: int,
+    stage: int,
+    teachers: int,
 ) -> dict[str, float]:
     """Return bytes on one rank by purpose, `total` last."""
     parts: dict[str, float] = dict(states(recipe, shape, ranks, width, stage))

@@ -39,7 +39,12 @@ def point_numbers(point: Point) -> dict[str, Any]:
     best = point.best.numbers()
     # Ranks that have no row cost as much as the others.
     hours = best["gpu_hours"] * point.ranks / point.working
-    return {**{key: best[key] for key in SAID if key != "limit"}, **base, "gpu_hours": hours, "choice": best["choice"]}
+    return {
+        **{key: best[key] for key in SAID if key != "limit"},
+        **base,
+        "gpu_hours": hours,
+        "choice": best["choice"],
+    }
 
 
 def describe(one: Prediction) -> str:
@@ -48,7 +53,13 @@ def describe(one: Prediction) -> str:
 
 
 def render(
-    job: Job, device: Device, asked: Prediction, found: Found, points: list[Point], console: Console, layout: str
+    job: Job,
+    device: Device,
+    asked: Prediction,
+    found: Found,
+    points: list[Point],
+    console: Console,
+    layout: str,
 ) -> None:
     """Print a plan."""
     best, second = found.best, found.runner_up
@@ -66,7 +77,10 @@ def render(
     add("MFU", *(f"{one.mfu:.1%}" for _, one in shown))
     add("run", *(f"{one.gpu_hours:,.1f} GPU-hours, {one.gpu_hours / one.ranks:,.1f} h" for _, one in shown))
     add("memory a rank", *(memory_line(one, device) for _, one in shown))
-    add("checkpoint", *(f"{one.checkpoint_bytes / GIB:.2f} GiB, {one.checkpoint_seconds:.1f} s" for _, one in shown))
+    add(
+        "checkpoint",
+        *(f"{one.checkpoint_bytes / GIB:.2f} GiB, {one.checkpoint_seconds:.1f} s" for _, one in shown),
+    )
     add("limit", *(one.limit for _, one in shown))
     console.print(table)
     console.print(f"runner-up: {found.why}", highlight=False)
@@ -98,7 +112,15 @@ def parts_table(asked: Prediction, best: Prediction) -> Table:
 def scaling_table(points: list[Point]) -> Table:
     """Return the scaling, a line for each number of ranks."""
     table = Table(
-        "GPUs", "choice", "step", "tokens/s", "MFU", "efficiency", "GPU-hours", "limit", title="predicted scaling"
+        "GPUs",
+        "choice",
+        "step",
+        "tokens/s",
+        "MFU",
+        "efficiency",
+        "GPU-hours",
+        "limit",
+        title="predicted scaling",
     )
     for point in points:
         if point.best is None:

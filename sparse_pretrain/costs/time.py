@@ -103,7 +103,7 @@ def step_time(
         stage: ZeRO's.
         gradient_bytes: of all gradients in the precision that is sent.
     """
-    terms = dict.fromkeys(TERMS, 0.0)
+    terms: dict[str, float] = dict.fromkeys(TERMS, 0.0)
     limits: dict[str, float] = {}
     slow = slowdown(device, min(layout.per_node, layout.ranks))
     shares = [(work, float(passes)) for work in micro] + [(work, 1.0) for work in once]
@@ -150,11 +150,6 @@ def communication(
     name = "ZeRO-3 gathers" if stage == 3 else "gather of the working copy"
     terms = {"gradient reduction": exposed, name: gathers}
     return terms, hidden, dict(terms)
-
-
-def total(works: Sequence[Work], device: Device, precision: str) -> float:
-    """Return the seconds of works one after the other."""
-    return sum(work_seconds(work, device, precision)[0] for work in works)
 
 
 def by_term(terms: Mapping[str, float]) -> list[tuple[str, float]]:

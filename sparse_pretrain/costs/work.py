@@ -13,7 +13,6 @@ Term = Literal[
     "optimizer",
     "masks",
     "mask updates",
-    "communication in a step",
     "loop",
 ]
 TERMS: tuple[Term, ...] = (
@@ -26,7 +25,6 @@ TERMS: tuple[Term, ...] = (
     "optimizer",
     "masks",
     "mask updates",
-    "communication in a step",
     "loop",
 )
 

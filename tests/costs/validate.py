@@ -1,8 +1,8 @@
 """Predictions against real training steps on 1, 2 and 4 CPU ranks: `python -m tests.costs.validate [DEVICE.json]`.
 
 One set of measured constants serves all cases; none is fitted to the cases. The cases are run in two rounds, one after
-the other, each time in fresh processes; of each the median of its steps counts, and of the two the lower one. A third round
-measures peak memory, with a heap that gives back what is freed.
+the other, each time in fresh processes; of each the median of its steps counts, and of the two the lower one. A third
+round measures peak memory, with a heap that gives back what is freed.
 """
 
 import json
@@ -69,7 +69,9 @@ def compare(device: Device, cases: Sequence[Case], rounds: int = ROUNDS) -> list
         return [compared(device, case, found[case], peaks[case], place) for case in cases]
 
 
-def compared(device: Device, case: Case, runs: Sequence[dict[str, Any]], peak: float, place: Path) -> dict[str, Any]:
+def compared(
+    device: Device, case: Case, runs: Sequence[dict[str, Any]], peak: float, place: Path
+) -> dict[str, Any]:
     """Return a case's measured and predicted numbers."""
     job = job_of(recipe_of(case, place), device)
     layout = Layout(case.ranks, case.ranks, INTERCONNECTS["ethernet-25g"])
