@@ -65,12 +65,20 @@ def memory(
     width: int,
     stage: int,
     teachers: int,
+    passes: int = 1,
 ) -> dict[str, float]:
-    """Return bytes on one rank by purpose, `total` last."""
+    """Return bytes on one rank by purpose, `total` last.
+
+    Logits are gone when most gradients come: with one micro-batch a step, whichever is smaller costs nothing
+    (`reused`, negative). With several, sums of gradients wait through the next forward pass.
+    """
     parts: dict[str, float] = dict(states(recipe, shape, ranks, width, stage))
     parts["activations"] = activations(shape, batch, width, device.kind)
     parts["logits_workspace"] = logits_workspace(shape, batch, width, teachers)
     parts["communication_buffers"] = communication_buffers(shape, ranks, width, stage)
+    if passes == 1:
+        later = parts["gradients"] + parts["communication_buffers"]
+        parts["reused"] = -min(parts["logits_workspace"], later)
     parts["fragmentation"] = FRAGMENTATION * sum(parts.values())
     parts["framework"] = device.reserved
     if device.kind == "cpu":

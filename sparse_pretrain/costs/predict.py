@@ -97,7 +97,9 @@ def predict(job: Job, choice: Choice, device: Device, layout: Layout) -> Predict
         choice.stage,
         shape.parameters * job.width,
     )
-    sizes = memory(job.recipe, shape, micro, device, ranks, job.width, choice.stage, len(job.teachers))
+    sizes = memory(
+        job.recipe, shape, micro, device, ranks, job.width, choice.stage, len(job.teachers), passes
+    )
     flops = counts.model_flops(works) / rows * batch.global_size
     seconds = time.seconds
     checkpoint = CHECKPOINT_BYTES_PER_PARAMETER * shape.parameters + shape.prunable / 8
