@@ -60,7 +60,7 @@ def plan(
 
     Example: `sparse-pretrain plan bert-base-85 --nodes 8 --gpus-per-node 8 --gpu h100 --figure scaling.png`
 
-    Example: `sparse-pretrain plan --measure here.json`
+    Constants of this machine: `sparse-pretrain plan --measure here.json`, then `--gpu here.json`
     """
     if measure is not None:
         from sparse_pretrain.costs.hardware import save_device
