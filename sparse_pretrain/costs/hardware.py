@@ -67,6 +67,7 @@ class Device(Section):
         overlap: share of a backward pass behind which communication can hide.
         reserved: bytes that framework and communication library take before the first tensor.
         cores: ranks that run at full speed on one machine (CPUs; more of them take turns); 0: any number.
+        in_step: how much longer kernels take inside a step than measured alone (caches are colder).
         kernels: measured constants by precision and kernel; what is missing follows from bytes and FLOPs.
         local: between ranks of one machine.
         local_measured: the same, measured.
@@ -86,6 +87,7 @@ class Device(Section):
     overlap: float = Field(0.7, ge=0, le=1)
     reserved: float = Field(2.0 * GIB, ge=0)
     cores: int = Field(0, ge=0)
+    in_step: float = Field(1.0, ge=1)
     kernels: dict[str, dict[str, KernelCost]] = Field(default_factory=dict)
     local: Link
     local_measured: list[MeasuredLink] = Field(default_factory=list)

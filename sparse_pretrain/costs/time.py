@@ -69,7 +69,7 @@ def work_seconds(work: Work, device: Device, precision: str) -> tuple[float, str
     cost = device.kernels.get(precision, {}).get(work.kernel)
     if cost is None:
         return roofline(work, device, precision)
-    return kernel_seconds(work, cost), "compute" if work.flops else "memory bandwidth"
+    return device.in_step * kernel_seconds(work, cost), "compute" if work.flops else "memory bandwidth"
 
 
 def slowdown(device: Device, per_node: int) -> float:
