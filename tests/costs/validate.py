@@ -1,8 +1,8 @@
 """Predictions against real training steps on 1, 2 and 4 CPU ranks: `python -m tests.costs.validate [DEVICE.json]`.
 
-One set of measured constants serves all cases; one factor (`Device.in_step`) was fitted once, see docs/planning.md. Every case is run once for its time (the
-median of its steps, in processor time, as other work may share the machine) and once for its peak memory, with a heap
-that gives back what is freed.
+One set of measured constants serves all cases; one factor (`Device.in_step`) was fitted once, see docs/planning.md.
+Every case is run once for its time (the median of its steps, in processor time, as other work may share the machine)
+and once for its peak memory, with a heap that gives back what is freed.
 """
 
 import json
