@@ -14,7 +14,7 @@ from rich.console import Console
 
 from data_prep.cli import tokenizer_app
 from launcher import cli_doctor, cli_local, cli_slurm, cli_watch
-from sparse_pretrain import __version__, cli_export, cli_finetune
+from sparse_pretrain import __version__, cli_export, cli_finetune, cli_plan
 from sparse_pretrain.cli_checkpoint import app as checkpoint_app
 from sparse_pretrain.cli_options import (
     AllowChangeOption,
@@ -260,6 +260,7 @@ def inspect(
 
 
 cli_finetune.register(app)
+cli_plan.register(app)
 
 
 @bench_app.command("masks")
