@@ -45,23 +45,29 @@ class _TokenLosses(torch.autograd.Function):
         ctx.late = kd_weight if student.dtype == torch.float16 else 1.0
         mlm_weight, kd_weight = mlm_weight / ctx.late, kd_weight / ctx.late
         mlm, follow = (torch.zeros((), dtype=torch.float32, device=student.device) for _ in range(2))
+        chosen = (labels != IGNORED).nonzero().squeeze(1)
         gradient = None
         if ctx.needs_input_grad[0]:
             gradient = torch.empty_like(student) if everywhere else torch.zeros_like(student)
-        for rows, inside, wanted in blocks(labels, rows_per_block(student), everywhere):
-            mine = student[rows].float()
-            log_student = torch.log_softmax(mine / temperature, dim=-1)
+        size = rows_per_block(student)
+        for rows in parts(len(student), size) if everywhere else chosen.split(size):
+            log_student = torch.log_softmax(softened(student[rows], temperature), dim=-1)
             log_teacher = torch.log_softmax(softened(teacher[rows], temperature), dim=-1)
             share = log_teacher.exp()
             follow += torch.dot(share.view(-1), log_teacher.sub_(log_student).view(-1))
-            of_block = log_student.exp_().sub_(share).mul_(kd_weight * temperature)
-            if len(wanted):
-                log_share = torch.log_softmax(mine[inside], dim=-1)
-                mlm -= log_share.gather(1, wanted).sum()
-                ones = torch.ones_like(wanted, dtype=log_share.dtype)
-                of_block[inside] += log_share.exp_().scatter_add_(1, wanted, -ones).mul_(mlm_weight)
             if gradient is not None:
-                gradient[rows] = of_block.to(gradient.dtype)
+                of_rows = log_student.exp_().sub_(share).mul_(kd_weight * temperature)
+                # A slice takes any precision; converted before, it would be written twice.
+                gradient[rows] = of_rows if everywhere else of_rows.to(gradient.dtype)
+        # Few rows, once more: to keep theirs would push the others' out of a core's cache.
+        for rows in chosen.split(size):
+            share = torch.log_softmax(student[rows].float(), dim=-1)
+            wanted = labels[rows].unsqueeze(1)
+            mlm -= share.gather(1, wanted).sum()
+            if gradient is not None:
+                share = share.exp_()
+                share.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=share.dtype))
+                gradient[rows] += share.mul_(mlm_weight)
         follow *= temperature**2
         if gradient is not None:
             ctx.save_for_backward(gradient)
@@ -78,39 +84,9 @@ class _TokenLosses(torch.autograd.Function):
         return gradient, None, None, None, None, None
 
 
-class Block(NamedTuple):
-    """Positions that are worked on together.
-
-    Attributes:
-        rows: which: int64 numbers, or a slice of all.
-        inside: int64, which of them are predicted, counted in the block.
-        wanted: int64 [predicted, 1], their labels.
-    """
-
-    rows: Tensor | slice
-    inside: Tensor
-    wanted: Tensor
-
-
-def blocks(labels: Tensor, size: int, everywhere: bool) -> Iterator[Block]:
-    """Cut positions into blocks: all of them, or the predicted ones.
-
-    Args:
-        labels: int64 [positions], `IGNORED` where nothing is predicted.
-        size: positions of a block.
-        everywhere: all of them.
-    """
-    predicted = labels != IGNORED
-    chosen = predicted.nonzero().squeeze(1)
-    if not everywhere:
-        for rows in chosen.split(size):
-            yield Block(rows, torch.arange(len(rows), device=labels.device), labels[rows].unsqueeze(1))
-        return
-    # Predicted positions before each block, and before the end.
-    counts = [0, *predicted.cumsum(0)[size - 1 :: size].tolist(), len(chosen)]
-    for first, before, after in zip(range(0, len(labels), size), counts, counts[1:], strict=False):
-        mine = chosen[before:after]
-        yield Block(slice(first, first + size), mine - first, labels[mine].unsqueeze(1))
+def parts(count: int, size: int) -> Iterator[slice]:
+    """Cut `count` rows into slices of `size`."""
+    return (slice(first, first + size) for first in range(0, count, size))
 
 
 def token_losses(

@@ -21,23 +21,25 @@ SLOTS_WORTH_A_CALL = 128
 
 
 class Block(NamedTuple):
-    """Slots of a row that attend to each other, or several runs of such slots.
+    """Slots that attend to each other, or several runs of such slots; the same slots of one row or of several.
 
     Attributes:
-        row: which.
+        first: row.
+        last: behind the last row.
         start: first slot.
         end: behind the last one.
         mask: [end - start, end - start], added to the scores; None where all attend to all.
     """
 
-    row: int
+    first: int
+    last: int
     start: int
     end: int
     mask: Tensor | None
 
     def of(self, values: Tensor) -> Tensor:
-        """Return its part of values [rows, heads, slots, width]: [heads, end - start, width]."""
-        return values[self.row, :, self.start : self.end]
+        """Return its part of values [rows, heads, slots, width]: [last - first, heads, end - start, width]."""
+        return values[self.first : self.last, :, self.start : self.end]
 
 
 def blocks_of(bounds: Tensor, length: int, dtype: torch.dtype) -> list[Block]:
@@ -55,15 +57,17 @@ def blocks_of(bounds: Tensor, length: int, dtype: torch.dtype) -> list[Block]:
             groups[-1].append(end)
         else:
             groups.append([start, end])
-    return [
-        Block(
-            group[0] // length,
-            group[0] % length,
-            group[0] % length + group[-1] - group[0],
-            apart(group, dtype),
-        )
-        for group in groups
-    ]
+    blocks: list[Block] = []
+    for group in groups:
+        row, start = divmod(group[0], length)
+        block = Block(row, row + 1, start, start + group[-1] - group[0], apart(group, dtype))
+        before = blocks[-1] if blocks else None
+        # Neighbouring rows of one sequence each: one call does for all of them.
+        if before is not None and block.mask is None and before[1:] == (row, start, block.end, None):
+            blocks[-1] = before._replace(last=row + 1)
+        else:
+            blocks.append(block)
+    return blocks
 
 
 def apart(bounds: Sequence[int], dtype: torch.dtype) -> Tensor | None:

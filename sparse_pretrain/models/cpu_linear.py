@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Rows transposed at a time: what is read stays in the core's nearest cache until all of it was.
-BLOCK = 64
+BLOCK = 512
 # Outputs of layers that are worth it; a larger one is a vocabulary.
 LARGEST = 16_384
 

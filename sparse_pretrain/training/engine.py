@@ -10,6 +10,7 @@ ZeRO keeps three things apart for every parameter, and so do we:
 
 import contextlib
 import importlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.stage_1_and_2 import GradPartitionBufferGroup
 from torch import Tensor, nn
 
 from sparse_pretrain.config.training import OptimizerSection
@@ -87,6 +89,8 @@ class Engine:
             # together: searching every gradient for the smallest and the largest value before is a tenth of a step.
             self._zero.check_overflow = lambda partition_gradients=True: None
             self._zero._add_to_grad_partition_buffer = add_gradient
+            if self.device.type == "cpu":
+                self._keep_gradient_buffers()
         self._zero.get_grad_norm_direct = self._norm_of_all
         # At its lowest scale DeepSpeed would end an fp16 run itself; when to give up is the guard's to say.
         self._zero.loss_scaler.raise_error_at_min_scale = False
@@ -137,6 +141,31 @@ class Engine:
         dist.all_reduce(squares)
         norm = squares.sqrt().float()
         return torch.where(norm.isfinite(), norm, -torch.ones_like(norm))
+
+    def _keep_gradient_buffers(self) -> None:
+        """Let DeepSpeed sum gradients in the same memory at every step; only a GPU's allocator would give it again.
+
+        A seventh of a step on a CPU was the system zeroing the pages of a buffer as large as the masters.
+        """
+        build = self._zero._build_compact_grad_partition_buffer
+        kept: dict[int, tuple[Tensor, Any]] = {}
+
+        def buffer_of(group: int) -> Any:
+            if group not in kept:
+                made = build(group)
+                kept[group] = (made.flat_partition, made._view_specs)
+                return made
+            flat, places = kept[group]
+            flat.zero_()
+            views = []
+            for offset, shape, is_padding in places:
+                view = flat.narrow(0, offset, math.prod(shape)).view(shape)
+                if is_padding:
+                    view._zero_padding = True  # type: ignore[attr-defined]
+                views.append(view)
+            return GradPartitionBufferGroup(views, flat)
+
+        self._zero._build_compact_grad_partition_buffer = buffer_of
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Predictions:

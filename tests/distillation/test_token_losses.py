@@ -45,9 +45,9 @@ def test_they_are_the_two_losses(dtype: torch.dtype, everywhere: bool, upstream:
     assert mine.grad is not None
     assert apart.grad is not None
     scale = float(apart.grad.abs().max())
-    # Half precision rounds what is kept: its own step, no more.
-    step = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]
-    torch.testing.assert_close(mine.grad.float() / scale, apart.grad / scale, rtol=step, atol=step / 4)
+    # Half precision rounds what is kept, once for each of the two losses.
+    step = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-9}[dtype]
+    torch.testing.assert_close(mine.grad.float() / scale, apart.grad / scale, rtol=step, atol=step / 2)
 
 
 def test_half_precision_keeps_gradients_that_the_weights_alone_would_lose() -> None:
