@@ -180,14 +180,17 @@ def losses(shape: Shape, batch: Pass, width: int, teachers: int) -> list[Work]:
     predicted, everywhere = batch.predicted * shape.vocabulary, batch.logits * shape.vocabulary
     works = [
         Work(term, "loss mlm", 0, predicted, (3 * width + 6 * FP32) * predicted, 8),
-        # The gradient of all logits: zeros at first, times what comes from above.
-        Work(term, "stream", 0, 3 * width * everywhere, 3 * width * everywhere, 2),
     ]
+    if teachers != 1:
+        # The gradient of all logits: zeros at first, times what comes from above. With one teacher there is one
+        # gradient for both losses, written once.
+        works.append(Work(term, "stream", 0, 3 * width * everywhere, 3 * width * everywhere, 2))
     if teachers:
         works.append(
             Work(term, "loss kd", 0, everywhere, (5 * width + 17 * FP32) * everywhere, 12).times(teachers)
         )
-        # Two gradients of the same logits are added.
+    if teachers > 1:
+        # Gradients of the same logits are added.
         works.append(Work(term, "stream", 0, 3 * width * everywhere, 3 * width * everywhere, 1))
     return works
 

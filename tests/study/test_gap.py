@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sparse_pretrain.cli import whole_numbers
+from sparse_pretrain.cli_options import whole_numbers
 from sparse_pretrain.config.load import load_recipe
 from sparse_pretrain.config.recipe import TrainRecipe
 from sparse_pretrain.demo.settings import FULL
