@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from sparse_pretrain.data.manifest import Split
 
+# What `str.split` takes for white space in ASCII.
+SPACES = bytes.maketrans(b"\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f", b" " * 9)
 Tokens: TypeAlias = NDArray[np.unsignedinteger[Any]]
 
 
@@ -79,10 +81,19 @@ def identify(text: str) -> int:
     Two documents with one identity are duplicates. Among 10 million documents the chance of a false
     duplicate is 3 in a million (n**2 / 2**65).
     """
-    # ASCII is its own normal form.
-    composed = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    normalised = " ".join(composed.casefold().split())
-    return int.from_bytes(hashlib.blake2b(normalised.encode(), digest_size=8).digest(), "little")
+    if text.isascii():  # its own normal form
+        normalised = squeezed(text.encode().lower().translate(SPACES), b" ").strip(b" ")
+    else:
+        composed = unicodedata.normalize("NFKC", text).casefold()
+        normalised = " ".join(composed.split()).encode()
+    return int.from_bytes(hashlib.blake2b(normalised, digest_size=8).digest(), "little")
+
+
+def squeezed(text: bytes, character: bytes) -> bytes:
+    """Return the text with every run of a character as a single one."""
+    while 2 * character in text:
+        text = text.replace(2 * character, character)
+    return text
 
 
 def split_of(identity: int, validation_fraction: float) -> Split:

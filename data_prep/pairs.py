@@ -159,16 +159,23 @@ def sentence_cuts(document: Document, longest: int) -> list[int]:
 
 def fit(pair: Pair, budget: int, draw: Random) -> Pair:
     """Cut tokens off the longer segment, each from its front or its back by a coin, until both fit."""
-    starts = [0, 0]
-    ends = [len(pair.first), len(pair.second)]
-    for _ in range(sum(ends) - budget):
-        from_front = draw.random() < 0.5
-        longer = 0 if ends[0] - starts[0] > ends[1] - starts[1] else 1
-        if from_front:
-            starts[longer] += 1
-        else:
-            ends[longer] -= 1
-    return Pair(pair.first[starts[0] : ends[0]], pair.second[starts[1] : ends[1]], pair.random_next)
+    lengths = [len(pair.first), len(pair.second)]
+    excess = sum(lengths) - budget
+    if excess <= 0:
+        return pair
+    random = draw.random
+    fronts = [random() < 0.5 for _ in range(excess)]
+    # Off the longer one until both are as long, then off the second and the first in turns.
+    longer = 0 if lengths[0] > lengths[1] else 1
+    alone = min(excess, abs(lengths[0] - lengths[1]))
+    in_turns = fronts[alone:]
+    cut = [in_turns[1::2], in_turns[0::2]]
+    cut[longer] = fronts[:alone] + cut[longer]
+    first, second = (
+        segment[sum(one) : len(segment) - len(one) + sum(one)]
+        for segment, one in zip((pair.first, pair.second), cut, strict=True)
+    )
+    return Pair(first, second, pair.random_next)
 
 
 def between(draw: Random, lowest: int, highest: int) -> int:
