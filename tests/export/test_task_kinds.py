@@ -31,7 +31,6 @@ SENTENCES = "sentences"
 INT8_WITHIN = 0.03
 METRIC_WITHIN = 0.02
 CASES = {
-    "roberta": (SENTENCES, "accuracy"),
     "distilbert": (SENTENCES, "accuracy"),
     "distilbert-span": ("span", "f1"),
     "bert-choice": ("choice", "accuracy"),
