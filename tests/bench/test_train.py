@@ -23,17 +23,27 @@ from tests.tiny import tiny_prepared
 TINY = Case(model="tiny", length=64, precision="fp32", rows=4, steps=2, ranks=2)
 
 
+def measurement_of(side: str, place: Path) -> Measurement:
+    """Pruning with a teacher, on prepared text in `place`."""
+    folders = prepared(place / "text.jsonl", str(place / "tokenizers" / "bert"), TINY.length, place)
+    start = random_model(TINY, read_manifest(Path(folders["packed"])).vocabulary_size, place)
+    return Measurement.model_validate(
+        {"case": TINY, "side": side, "mode": "pruning + teacher", "start": str(start), **folders}
+    )
+
+
+def write_text(place: Path, sentences: int) -> None:
+    """Write documents of so many sentences, and a tokenizer."""
+    documents = (json.dumps({"text": prose(seed, sentences)}) + "\n" for seed in range(100))
+    (place / "text.jsonl").write_text("".join(documents))
+    write_tokenizers(place / "tokenizers")
+
+
 @pytest.mark.slow
 def test_both_sides_take_steps_on_two_ranks(tmp_path: Path) -> None:
-    text = tmp_path / "text.jsonl"
-    text.write_text("".join(json.dumps({"text": prose(seed, 20)}) + "\n" for seed in range(100)))
-    write_tokenizers(tmp_path / "tokenizers")
-    folders = prepared(text, str(tmp_path / "tokenizers" / "bert"), TINY.length, tmp_path)
-    start = random_model(TINY, read_manifest(Path(folders["packed"])).vocabulary_size, tmp_path)
+    write_text(tmp_path, 20)
     for side in ("reference", "ours"):
-        measurement = Measurement.model_validate(
-            {"case": TINY, "side": side, "mode": "pruning + teacher", "start": str(start), **folders}
-        )
+        measurement = measurement_of(side, tmp_path)
         numbers = run_bench("train", measurement, TINY.ranks, tmp_path)
         assert numbers["fill"] == pytest.approx(1.0 if side == "ours" else 0.8, abs=0.2)
         slots = TINY.ranks * TINY.rows * TINY.length
@@ -45,13 +55,8 @@ def test_both_sides_take_steps_on_two_ranks(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_without_dropout_both_sides_have_the_same_loss_at_every_step(tmp_path: Path) -> None:
     """The fast step and the plain one are the same training, masks and teacher included."""
-    text = tmp_path / "text.jsonl"
-    text.write_text("".join(json.dumps({"text": prose(seed, 9)}) + "\n" for seed in range(100)))
-    write_tokenizers(tmp_path / "tokenizers")
-    folders = prepared(text, str(tmp_path / "tokenizers" / "bert"), TINY.length, tmp_path)
-    start = random_model(TINY, read_manifest(Path(folders["packed"])).vocabulary_size, tmp_path)
-    measurement = {"case": TINY, "side": "ours", "mode": "pruning + teacher", "start": str(start), **folders}
-    check = LossCheck.model_validate({"measurement": measurement, "steps": 20, "dropout": False})
+    write_text(tmp_path, 9)
+    check = LossCheck(measurement=measurement_of("ours", tmp_path), steps=20, dropout=False)
     numbers = run_bench("losses", check, 1, tmp_path)
     assert len(numbers["ours"]) == 20
     assert numbers["ours"] == pytest.approx(numbers["reference"], abs=2e-4)
