@@ -55,12 +55,13 @@ class NotEnoughSpaceError(OSError):
 def describe_files(folder: Path) -> dict[str, FileFacts]:
     """Force what the ranks have in common to the disk, and return what the manifest is to say of it.
 
-    The ranks' shards are left out: they are being written meanwhile, and each rank tells of its own.
+    The ranks' shards are left out, and so are hidden names: on a local disk that ranks share they are another rank's
+    notes, written and renamed meanwhile. Each rank tells of its own.
     """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder)
-        if name.parts[0] != WEIGHTS:
+        if name.parts[0] != WEIGHTS and not name.name.startswith("."):
             fsync_file(path)
             files[name.as_posix()] = FileFacts(path.stat().st_size, checksum_file(path))
     return files

@@ -245,9 +245,11 @@ def test_a_failed_save_is_discarded_and_the_next_one_works(tmp_path: Path) -> No
 
 
 def test_what_ranks_have_in_common_is_described_while_their_shards_are_being_written(tmp_path: Path) -> None:
-    """A half-written shard has no checksum yet, and reading it would cost minutes."""
+    """A half-written shard has no checksum yet, and reading it would cost minutes; a note is renamed meanwhile."""
     folder = prepare_staging(tmp_path, 10, claim(tmp_path), 1)
     (folder / "weights" / "rank-00001.safetensors").write_bytes(b"half")
+    (folder / ".rank-00001.json").write_text("a note of rank 1, on a local disk")
+    (folder / "..rank-00001.json.e8168878.tmp").write_text("the same, a moment earlier")
     write_text(folder / "model" / "config.json", "{}")
     write_text(folder / "state.json", "")
     files = describe_files(folder)
