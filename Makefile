@@ -1,7 +1,7 @@
 # `make demo` and `make test` set everything up by themselves: a .venv with pinned versions, made once.
 # Needs Python 3.11+ (launcher/setup.sh says so in one line when something is missing).
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast-test chaos slurm slurm-lab lint wheel clean
+.PHONY: help demo test fast-test chaos gpu-kit slurm slurm-lab lint wheel clean
 
 READY := .venv/.ready
 
@@ -35,6 +35,9 @@ chaos: $(READY)  ## 100 kills, damaged files and full disks; half an hour (CHAOS
 # Without the right to install it, it says so in one line, and the tests on a cluster say that they are skipped.
 slurm:
 	@launcher/lab/install.sh || true
+
+gpu-kit: $(READY)  ## what tests/gpu/measure.sh needs on a GPU machine without network, in ./gpu-kit/
+	@tests/gpu/kit.sh gpu-kit
 
 slurm-lab: $(READY)  ## a SLURM cluster of two nodes on this machine, in ./slurm-lab/ (LAB_ARGS="--nodes 3 --gpus 2")
 	@launcher/lab/install.sh

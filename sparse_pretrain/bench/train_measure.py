@@ -14,6 +14,7 @@ from sparse_pretrain.bench.clock import synchronise
 from sparse_pretrain.bench.masks import device_name
 from sparse_pretrain.bench.train_flops import measure_ceiling, step_flops
 from sparse_pretrain.bench.train_ours import OurStep
+from sparse_pretrain.bench.train_profile import profiled
 from sparse_pretrain.bench.train_reference import ReferenceStep
 from sparse_pretrain.bench.train_settings import Measurement
 from sparse_pretrain.data.manifest import read_manifest
@@ -31,7 +32,8 @@ def measure(world: World, measurement: Measurement, folder: Path) -> dict[str, A
     Returns:
         `seconds` of a step (median, all ranks together), `tokens_per_s` (real tokens of all ranks), `fill`,
         `peak_bytes` (the largest rank's), `flops_per_s` (what the step must compute, over its time, all ranks)
-        and `ceiling_flops_per_s` (torch's matrix product on all ranks at once, same precision).
+        and `ceiling_flops_per_s` (torch's matrix product on all ranks at once, same precision). Where a profile was
+        asked for, `profile`: see `profiled`.
     """
     case = measurement.case
     ceiling = world.sum([measure_ceiling(world.device, DTYPES[case.precision])])[0]
@@ -55,7 +57,9 @@ def measure(world: World, measurement: Measurement, folder: Path) -> dict[str, A
     config = AutoConfig.from_pretrained(measurement.start)
     keys = mean_keys(PreparedSplit(Path(measurement.packed), "train"))
     flops = step_flops(config, int(all_slots), keys, int(logits), teacher)
+    found = {"profile": profiled(step, world.device)} if measurement.profile else {}
     return {
+        **found,
         "seconds": median,
         "tokens_per_s": all_tokens / median,
         "fill": all_tokens / all_slots,

@@ -49,6 +49,7 @@ def recipe_of(measurement: Measurement, ranks: int, folder: Path) -> TrainRecipe
         "data": {"path": measurement.packed},
         "batch": {"global_size": case.rows * ranks, "micro_size": case.rows},
         "logging": {"every": STEPS, "histograms_every": 0},
+        "engine": {"compile": case.compile},
     }
     if mode != "dense":
         # The paper's: masks are drawn every 1,000 steps, up to four fifths of the run.

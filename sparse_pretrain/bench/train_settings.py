@@ -44,6 +44,7 @@ class Case(Section):
     rows: int = 4
     steps: int = 4
     warmup: int = 1
+    compile: bool = False
 
 
 class Measurement(Section):
@@ -55,6 +56,7 @@ class Measurement(Section):
     pairs: str
     packed: str
     start: str
+    profile: bool = False
 
 
 class LossCheck(Section):
@@ -67,11 +69,23 @@ class LossCheck(Section):
 
 
 def cases(
-    models: Sequence[str], lengths: Sequence[int], ranks: Sequence[int], precisions: Sequence[Precision]
+    models: Sequence[str],
+    lengths: Sequence[int],
+    ranks: Sequence[int],
+    precisions: Sequence[Precision],
+    slots: int = SLOTS,
+    **others: Any,
 ) -> list[Case]:
-    """Return every combination, each with the reference's number of slots a rank."""
+    """Return every combination, each with as many row slots a rank; `others` are settings of all of them."""
     return [
-        Case(model=model, length=length, ranks=count, precision=precision, rows=max(1, SLOTS // length))
+        Case(
+            model=model,
+            length=length,
+            ranks=count,
+            precision=precision,
+            rows=max(1, slots // length),
+            **others,
+        )
         for model in models
         for precision in precisions
         for length in lengths
@@ -98,8 +112,9 @@ def render(numbers: dict[str, Any], console: Console) -> None:
         both = case["modes"][MODES[-1]]
         ratios = ", ".join(f"{case['modes'][mode]['tokens_per_s_ratio']:.2f}x" for mode in MODES)
         ranks = f"{case['ranks']} rank{'s' if case['ranks'] > 1 else ''}"
+        compiled = ", compiled" if case["compile"] else ""
         table.add_row(
-            f"{case['model']}, {case['rows']} x {case['length']}, {case['precision']}, {ranks}",
+            f"{case['model']}, {case['rows']} x {case['length']}, {case['precision']}, {ranks}{compiled}",
             f"{both['ours']['tokens_per_s']:,.0f}",
             f"{both['reference']['tokens_per_s']:,.0f}",
             ratios,

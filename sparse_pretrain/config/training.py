@@ -57,6 +57,19 @@ class EngineSection(Section):
     config: UserPath | None = Field(
         None, description="own DeepSpeed JSON; none: the shipped one for stage and precision"
     )
+    compile: bool = Field(
+        False,
+        description="run the encoders' layers through torch.compile (ZeRO 1 and 2; needs a C++ compiler): a minute "
+        "at every start, then fewer passes over a GPU's memory. On CPUs our own kernels are faster",
+    )
+
+    @model_validator(mode="after")
+    def _layers_are_whole(self) -> "EngineSection":
+        if self.compile and self.stage == 3:
+            raise ValueError(
+                "compile = true needs stage 1 or 2: at stage 3 a layer's weights are gathered piece by piece"
+            )
+        return self
 
 
 class KeepSection(Section):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparse_pretrain.data.batch import Batch, Sequences
+from sparse_pretrain.models.compiled import compile_layers
 from sparse_pretrain.models.cpu_dropout import quicken_dropout
 from sparse_pretrain.models.cpu_linear import quicken_linear
 from sparse_pretrain.models.cpu_projection import quicken_projection
@@ -59,10 +60,15 @@ class PretrainingModel(nn.Module):
         taps: inner values to return as well; attention needs the model's eager implementation.
         projections: linear maps by name, for the taps that name one. They are trained with the model and
             saved in checkpoints, but are no part of it.
+        compiled: whether its layers go through `torch.compile` instead of the CPU's own kernels.
     """
 
     def __init__(
-        self, model: PreTrainedModel, taps: Taps | None = None, projections: nn.ModuleDict | None = None
+        self,
+        model: PreTrainedModel,
+        taps: Taps | None = None,
+        projections: nn.ModuleDict | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -74,7 +80,9 @@ class PretrainingModel(nn.Module):
         if self._relation_head() is not None:
             pooler = self._called().get_submodule("pooler")
             pooler.register_forward_pre_hook(self._pooled_at_firsts)
-        if not torch.cuda.is_available():
+        if compiled:
+            compile_layers(model)
+        elif not torch.cuda.is_available():
             quicken_dropout(model)
             quicken_projection(model)
             quicken_linear(model)

@@ -42,7 +42,7 @@ def build_teachers(recipe: TrainRecipe, inputs: Inputs, world: World, precision:
     teachers: list[Teacher] = []
     for source, config, match in zip(section.teachers, inputs.teacher_configs, inputs.matches, strict=True):
         loaded = build_model(config, teacher_section(source, recipe), next_sentence=False)
-        model = PretrainingModel(loaded, teacher_taps(match))
+        model = PretrainingModel(loaded, teacher_taps(match), compiled=recipe.engine.compile)
         if section.placement == "sharded":
             teachers.append(ShardedTeacher(model, precision, recipe.batch.micro_size))
         else:
@@ -55,7 +55,8 @@ def build_student(recipe: TrainRecipe, inputs: Inputs) -> PretrainingModel:
     model = build_model(inputs.config, student_section(recipe), inputs.next_sentence)
     inputs.config.architectures = [type(model).__name__]
     widths = projection_widths(inputs.matches, inputs.config, inputs.teacher_configs)
-    return PretrainingModel(model, student_taps(inputs.matches), build_projections(widths, recipe.seed))
+    projections = build_projections(widths, recipe.seed)
+    return PretrainingModel(model, student_taps(inputs.matches), projections, recipe.engine.compile)
 
 
 def build_pruner(recipe: TrainRecipe, inputs: Inputs, engine: Engine) -> Pruner | None:

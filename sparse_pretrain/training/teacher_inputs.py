@@ -25,10 +25,16 @@ def teacher_section(source: str, recipe: TrainRecipe) -> ModelSection:
 
 
 def student_section(recipe: TrainRecipe) -> ModelSection:
-    """Return the recipe's model; attention maps exist in the eager implementation only, so they force it."""
-    if recipe.distillation is None or recipe.distillation.attention is None:
-        return recipe.model
-    return recipe.model.model_copy(update={"attention": "eager"})
+    """Return the recipe's model; attention maps exist in the eager implementation only, so they force it.
+
+    What is compiled takes torch's own attention where the recipe leaves it open: ours for CPUs is no graph.
+    """
+    section = recipe.model
+    if recipe.distillation is not None and recipe.distillation.attention is not None:
+        return section.model_copy(update={"attention": "eager"})
+    if recipe.engine.compile and section.attention == "auto":
+        return section.model_copy(update={"attention": "sdpa"})
+    return section
 
 
 def open_teachers(

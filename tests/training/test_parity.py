@@ -39,8 +39,10 @@ def train_recipes(world: World, recipes: list[dict[str, Any]]) -> list[dict[str,
         results.append(
             {
                 "losses": losses,
-                "masks": {name: mask.numpy() for name, mask in masks.items()},
-                "weights": {name: trainer.engine.full_master(name).numpy() for name in trainer.engine.shapes},
+                "masks": {name: mask.cpu().numpy() for name, mask in masks.items()},
+                "weights": {
+                    name: trainer.engine.full_master(name).cpu().numpy() for name in trainer.engine.shapes
+                },
                 "evaluation": trainer.evaluate(),
             }
         )
