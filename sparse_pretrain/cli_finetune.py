@@ -28,6 +28,8 @@ def finetune(
 ) -> None:
     """Fine-tune a released model on a task, its zeros locked; with a teacher, several seeds, or a sweep.
 
+    One process is one rank, with one GPU: alone, under torchrun, under srun, or started by `launch local`.
+
     Example: `sparse-pretrain finetune finetune-sst2 model=runs/bert-base-85/release output=runs/sst2`
 
     Three runs and their mean and deviation, learning from a dense fine-tuned model:
@@ -35,8 +37,10 @@ def finetune(
     Example: `sparse-pretrain finetune finetune-sst2 seeds=[1,2,3] distillation.teacher=runs/sst2-dense`
     """
     from sparse_pretrain.finetune.campaign import campaign
+    from sparse_pretrain.finetune.ranks import leave_ranks
     from sparse_pretrain.finetune.recipe import FinetuneRecipe
     from sparse_pretrain.finetune.train import finetune as run_finetuning
+    from sparse_pretrain.training.world import rank_from_environment
 
     settings = load_recipe(recipe, overrides or [], FinetuneRecipe)
     console = Console(stderr=as_json)
@@ -45,7 +49,8 @@ def finetune(
         result = campaign(settings, sweep, console)
     else:
         result = run_finetuning(settings, console).to_json()
-    if as_json:
+    leave_ranks()
+    if as_json and rank_from_environment()[0] == 0:
         print_json(result)
 
 

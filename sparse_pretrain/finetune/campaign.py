@@ -17,9 +17,10 @@ from sparse_pretrain.config.load import load_recipe, to_yaml
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import read_json, write_json, write_text
 from sparse_pretrain.finetune.evaluate import RECIPE
+from sparse_pretrain.finetune.ranks import join_ranks, voice
 from sparse_pretrain.finetune.recipe import AUTO, FinetuneRecipe
 from sparse_pretrain.finetune.tasks import VALIDATION
-from sparse_pretrain.finetune.train import METRICS, SUMMARY, finetune, prepare, train_teacher
+from sparse_pretrain.finetune.train import METRICS, SUMMARY, finetune, holds_something, prepare, train_teacher
 
 # Where `teacher: auto` stood, a run's own recipe names the teacher that came of it.
 TEACHER_KEYS = ("teacher", "dense", "teachers")
@@ -34,7 +35,7 @@ class Point:
 
 
 def campaign(recipe: FinetuneRecipe, sweep: bool, console: Console) -> dict[str, Any]:
-    """Run every seed (of every combination, with `sweep`), and return what `summary.json` holds.
+    """Run every seed (of every combination, with `sweep`), and return what `summary.json` holds (collective).
 
     With `teacher: auto`, all runs learn from one teacher, trained with the recipe's own `seed` and settings.
 
@@ -44,14 +45,15 @@ def campaign(recipe: FinetuneRecipe, sweep: bool, console: Console) -> dict[str,
         UserError: the user's mistakes; a finished run in the folder is of another recipe.
         FloatingPointError: a run of several seeds, or every run of a sweep, ended in NaN or infinite weights.
     """
-    check_folder(recipe)
+    world = join_ranks(recipe.training)
+    console = voice(world, console)
     points = points_of(recipe, sweep)
     runs = [run for point in points for run in point.runs]
-    open_runs = [run for run in runs if recipe.overwrite or not is_finished(run)]
+    open_runs = world.on_first(lambda: runs_to_do(recipe, runs))
     teacher = None
     if open_runs and recipe.distillation is not None and recipe.distillation.teacher == AUTO:
         teacher = train_teacher(recipe, prepare(open_runs[0]).fingerprint, console)
-    write_text(recipe.output / RECIPE, to_yaml(recipe))
+    world.on_first(lambda: write_text(recipe.output / RECIPE, to_yaml(recipe)))
     for number, run in enumerate(runs, start=1):
         if run in open_runs:
             console.print(f"run {number} of {len(runs)}: {run.output}", soft_wrap=True)
@@ -62,13 +64,22 @@ def campaign(recipe: FinetuneRecipe, sweep: bool, console: Console) -> dict[str,
                     raise
                 # A learning rate that is too high for the task is a finding of the sweep, not its end.
                 console.print(f"[red]diverged:[/red] {error}", soft_wrap=True)
-            write_json(recipe.output / SUMMARY, summary(recipe, points))
-    result = summary(recipe, points)
+            world.on_first(lambda: write_summary(recipe, points))
+    result: dict[str, Any] = world.on_first(lambda: write_summary(recipe, points))
     if not result["points"]:
         raise FloatingPointError("every run diverged; lower sweep.learning_rate")
-    write_json(recipe.output / SUMMARY, result)
     render(result, console)
     return result
+
+
+def runs_to_do(recipe: FinetuneRecipe, runs: Sequence[FinetuneRecipe]) -> list[FinetuneRecipe]:
+    """Return the runs that are not finished.
+
+    Raises:
+        UserError: the folder holds something else, or finished runs of another recipe.
+    """
+    check_folder(recipe)
+    return [run for run in runs if recipe.overwrite or not is_finished(run)]
 
 
 def check_folder(recipe: FinetuneRecipe) -> None:
@@ -78,7 +89,7 @@ def check_folder(recipe: FinetuneRecipe) -> None:
         raise UserError(f"output = {output}: is a file; give a folder")
     if (output / METRICS).is_file():
         raise UserError(f"output = {output}: holds a single run; give another folder")
-    if output.is_dir() and any(output.iterdir()) and not (output / RECIPE).is_file():
+    if holds_something(output) and not (output / RECIPE).is_file():
         raise UserError(f"output = {output}: exists and is no fine-tuning run; give another folder")
 
 
@@ -156,6 +167,14 @@ def summary(recipe: FinetuneRecipe, points: Sequence[Point]) -> dict[str, Any]:
         "best": order[0] if order else None,
         "points": rows,
     }
+
+
+def write_summary(recipe: FinetuneRecipe, points: Sequence[Point]) -> dict[str, Any]:
+    """Write `summary.json` of what is finished, and return what it holds."""
+    result = summary(recipe, points)
+    if result["points"]:
+        write_json(recipe.output / SUMMARY, result)
+    return result
 
 
 def statistics_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
