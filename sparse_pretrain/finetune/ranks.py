@@ -65,8 +65,7 @@ def rows_of_a_rank(batch_size: int, ranks: int) -> int:
         below = batch_size // ranks * ranks
         fits = f"{below} or {below + ranks}" if below else str(ranks)
         raise UserError(
-            f"training.batch_size = {batch_size}: the examples of a step over all {ranks} ranks, and it does not "
-            f"divide by them; use {fits}"
+            f"training.batch_size = {batch_size}: does not divide among {ranks} ranks; use {fits}"
         )
     return batch_size // ranks
 

@@ -360,7 +360,7 @@ def training_arguments(job: Job) -> TrainingArguments:
         optim="adamw_torch_fused",
         bf16=job.bf16 and training.zero_stage is None,
         deepspeed=None if training.zero_stage is None else zero_config(training.zero_stage),
-        ddp_find_unused_parameters=False,  # `freeze_unused`
+        ddp_find_unused_parameters=job.world.size == 1,  # several ranks have none: `freeze_unused`
         ddp_broadcast_buffers=False,  # ranks have the same: fixed ones, and ranges that they observe together
         use_cpu=not torch.cuda.is_available(),
         train_sampling_strategy="group_by_length",
