@@ -1,7 +1,8 @@
 """What a fine-tuning run keeps between epochs, so that one that was interrupted goes on.
 
 The `Trainer`'s own checkpoints: weights, moments, learning rate, place in the data, random numbers. They are read with
-`weights_only`, used only for the same recipe and data, and gone when the run is finished.
+`weights_only` (under ZeRO DeepSpeed reads its own, which it does not), used only for the same recipe, data and number of
+ranks, and gone when the run is finished.
 """
 
 import json
@@ -49,7 +50,7 @@ def newest_epoch(recipe: FinetuneRecipe, fingerprint: str, ranks: int = 1) -> Pa
     complete = [
         path.parent
         for path in (output / FOLDER).glob(f"checkpoint-*/{COMPLETE}")
-        if len(list(path.parent.glob(OF_RANKS))) >= ranks
+        if ranks == 1 or len(list(path.parent.glob(OF_RANKS))) == ranks
     ]
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 

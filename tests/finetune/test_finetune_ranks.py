@@ -24,6 +24,7 @@ from sparse_pretrain.finetune.evaluate import evaluate
 from sparse_pretrain.finetune.progress import ProgressReport
 from sparse_pretrain.finetune.ranks import Alone, DealtBatches, rows_of_a_rank, together
 from sparse_pretrain.finetune.recipe import FinetuneRecipe
+from sparse_pretrain.finetune.result import FinetuneResult
 from sparse_pretrain.finetune.teacher import teacher_recipe
 from sparse_pretrain.finetune.train import finetune
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
@@ -41,7 +42,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "tags": ("tags", []),
     "int8": ("pairs", ["quantization.calibration_steps=3"]),
     "zero-1": ("sentences", ["training.zero_stage=1"]),
-    "zero-2": ("pairs", ["training.zero_stage=2"]),
+    "zero-2": ("sentences", ["training.zero_stage=2"]),
     "zero-3": ("sentences", ["training.zero_stage=3", "training.epochs=2", "distillation.teacher=auto"]),
 }
 FEW = ["task.limit_train=40", "task.limit_validation=20"]
@@ -126,16 +127,19 @@ def test_two_ranks_train_what_one_process_trains_at_every_stage(
     assert (mistaken[0], len(mistaken[2].splitlines())) == (2, 1)
     assert "task.label = 'scor'" in mistaken[2]
     assert not (tmp_path / "no").exists()
+    alone: dict[str, FinetuneResult] = {}
     for name, (file, *settings) in cases.items():
         result = check_folder(tmp_path / name)
-        output = tmp_path / f"{name}-alone"
-        plain = [f"output={output}", *(one for one in settings if "zero_stage" not in one)]
-        alone = finetune(load_recipe(inputs / file, plain, FinetuneRecipe), QUIET)
+        plain = [file, *(one for one in settings if "zero_stage" not in one)]
+        key = " ".join(plain)
+        if key not in alone:
+            overrides = [f"output={tmp_path / f'{name}-alone'}", *plain[1:]]
+            alone[key] = finetune(load_recipe(inputs / file, overrides, FinetuneRecipe), QUIET)
         # Padding is observed too, and each rank pads to its own longest row: int8 ranges are alike, not the same.
         tolerance = 2e-2 if name == "int8" else 1e-5
-        assert losses(tmp_path / name) == pytest.approx(losses(output), rel=tolerance)
-        assert result["score"] == pytest.approx(alone.score, abs=5e-3)
-        assert (result["int8_layers"], result["teacher"]) == (alone.int8_layers, alone.teacher)
+        assert losses(tmp_path / name) == pytest.approx(losses(alone[key].output), rel=tolerance)
+        assert result["score"] == pytest.approx(alone[key].score, abs=5e-3)
+        assert (result["int8_layers"], result["teacher"]) == (alone[key].int8_layers, alone[key].teacher)
     assert read_json(tmp_path / "ddp" / "provenance.json")["world_size"] == 2
     summary = json.loads(good[-1][1])
     assert (summary["finished"], summary["points"][0]["nonzero_outside_masks"]) == (1, 0)
@@ -211,26 +215,35 @@ def test_zero_on_one_rank_is_the_same_run(inputs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_as_users_start_it(inputs: Path, tmp_path: Path) -> None:
-    python, module = Path(sys.executable), ["-m", "sparse_pretrain"]
-
-    def run(*command: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-
+    command = [sys.executable, "-m", "sparse_pretrain", "launch", "local", "--nproc", "2"]
     task = [str(inputs / "sentences.yaml"), f"output={tmp_path / 'run'}", "training.zero_stage=1", *FEW]
-    torchrun = [str(python.with_name("torchrun")), "--nproc-per-node", "2", *module, "finetune"]
-    refused = run(*torchrun, *task, "training.batch_size=15")
-    assert (
-        refused.stderr.count("training.batch_size = 15: does not divide among 2 ranks; use 14 or 16\n") == 1
-    )
-    assert "exitcode  : 2" in refused.stderr
-    assert not (tmp_path / "run").exists()
-    done = run(str(python), *module, "launch", "local", "--nproc", "2", *task)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *task], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("masks locked") == 1
     assert done.stderr == ""
     assert read_json(tmp_path / "run" / "provenance.json")["world_size"] == 2
     check_folder(tmp_path / "run")
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_batch_that_does_not_divide_is_one_line_and_exit_code_2(
+    rank: str,
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    task = [str(inputs / "sentences.yaml"), f"output={tmp_path / 'run'}", "training.batch_size=15"]
+    monkeypatch.setattr(sys, "argv", ["sparse-pretrain", "finetune", *task])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    line = "training.batch_size = 15: does not divide among 2 ranks; use 14 or 16\n"
+    assert capfd.readouterr().err == (line if rank == "0" else "")
+    assert not (tmp_path / "run").exists()
 
 
 def test_batches_are_dealt_out_row_by_row() -> None:
