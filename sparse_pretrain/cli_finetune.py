@@ -7,6 +7,7 @@ from rich.console import Console
 
 from sparse_pretrain.cli_options import JsonOption, OverridesArgument, RecipeArgument, print_json
 from sparse_pretrain.config.load import load_recipe
+from sparse_pretrain.errors import UserError
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +25,12 @@ def finetune(
             "--sweep", help="every combination of the recipe's `sweep` section; goes on where it was"
         ),
     ] = False,
+    parallel: Annotated[
+        int,
+        typer.Option(
+            help="runs of `seeds` or --sweep at a time, each in a process with a GPU of its own", min=1
+        ),
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune a released model on a task, its zeros locked; with a teacher, several seeds, or a sweep.
@@ -46,7 +53,11 @@ def finetune(
     console = Console(stderr=as_json)
     result: dict[str, Any]
     if sweep or settings.seeds:
-        result = campaign(settings, sweep, console)
+        result = campaign(settings, sweep, console, parallel)
+    elif parallel > 1:
+        raise UserError(
+            f"--parallel {parallel}: belongs to several runs; set seeds, such as seeds=[1,2,3], or --sweep"
+        )
     else:
         result = run_finetuning(settings, console).to_json()
     leave_ranks()

@@ -5,7 +5,8 @@ A run that is finished is kept, so the same command goes on where it was interru
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ from sparse_pretrain.files import read_json, write_json, write_text
 from sparse_pretrain.finetune.evaluate import RECIPE
 from sparse_pretrain.finetune.ranks import join_ranks, voice
 from sparse_pretrain.finetune.recipe import AUTO, FinetuneRecipe
+from sparse_pretrain.finetune.side_by_side import LOG, side_by_side
 from sparse_pretrain.finetune.tasks import VALIDATION
 from sparse_pretrain.finetune.train import METRICS, SUMMARY, finetune, holds_something, prepare, train_teacher
 
 # Where `teacher: auto` stood, a run's own recipe names the teacher that came of it.
 TEACHER_KEYS = ("teacher", "dense", "teachers")
+# Of each run that ends: what it diverged by, or None.
+Ends = Generator[FloatingPointError | None, None, None]
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,13 @@ class Point:
     runs: list[FinetuneRecipe]
 
 
-def campaign(recipe: FinetuneRecipe, sweep: bool, console: Console) -> dict[str, Any]:
+def campaign(recipe: FinetuneRecipe, sweep: bool, console: Console, workers: int = 1) -> dict[str, Any]:
     """Run every seed (of every combination, with `sweep`), and return what `summary.json` holds (collective).
 
     With `teacher: auto`, all runs learn from one teacher, trained with the recipe's own `seed` and settings.
 
-    A combination that diverges is left out of the sweep's table.
+    A combination that diverges is left out of the sweep's table. With several `workers` as many runs at a time, each in
+    a process of its own.
 
     Raises:
         UserError: the user's mistakes; a finished run in the folder is of another recipe.
@@ -47,6 +52,8 @@ def campaign(recipe: FinetuneRecipe, sweep: bool, console: Console) -> dict[str,
     """
     world = join_ranks(recipe.training)
     console = voice(world, console)
+    if workers > 1 and world.size > 1:
+        raise UserError(f"--parallel {workers}: not on several ranks; each run gets a process of its own")
     points = points_of(recipe, sweep)
     runs = [run for point in points for run in point.runs]
     open_runs = world.on_first(lambda: runs_to_do(recipe, runs))
@@ -54,22 +61,45 @@ def campaign(recipe: FinetuneRecipe, sweep: bool, console: Console) -> dict[str,
     if open_runs and recipe.distillation is not None and recipe.distillation.teacher == AUTO:
         teacher = train_teacher(recipe, prepare(open_runs[0]).fingerprint, console)
     world.on_first(lambda: write_text(recipe.output / RECIPE, to_yaml(recipe)))
-    for number, run in enumerate(runs, start=1):
-        if run in open_runs:
-            console.print(f"run {number} of {len(runs)}: {run.output}", soft_wrap=True)
-            try:
-                finetune(with_teacher(run, teacher), console)
-            except FloatingPointError as error:
+    to_do = [with_teacher(run, teacher) for run in open_runs]
+    # Closed whatever happens: runs that are under way side by side end with it.
+    with closing(one_by_one(to_do, console) if workers == 1 else many(to_do, workers, console)) as ends:
+        for diverged in ends:
+            if diverged is not None:
                 if not sweep:
-                    raise
+                    raise diverged
                 # A learning rate that is too high for the task is a finding of the sweep, not its end.
-                console.print(f"[red]diverged:[/red] {error}", soft_wrap=True)
+                console.print(f"[red]diverged:[/red] {diverged}", soft_wrap=True)
             world.on_first(lambda: write_summary(recipe, points))
     result: dict[str, Any] = world.on_first(lambda: write_summary(recipe, points))
     if not result["points"]:
         raise FloatingPointError("every run diverged; lower sweep.learning_rate")
     render(result, console)
     return result
+
+
+def one_by_one(runs: Sequence[FinetuneRecipe], console: Console) -> Ends:
+    """Fine-tune one after the other; yield what each diverged by, or None."""
+    for number, run in enumerate(runs, start=1):
+        console.print(f"run {number} of {len(runs)}: {run.output}", soft_wrap=True)
+        try:
+            finetune(run, console)
+        except FloatingPointError as error:
+            yield error
+        else:
+            yield None
+
+
+def many(runs: Sequence[FinetuneRecipe], workers: int, console: Console) -> Ends:
+    """Fine-tune several at a time; yield, as they end, what each diverged by, or None."""
+    if not runs:
+        return
+    prepare(runs[0])  # a mistake that all of them would find is found once, before anything is written
+    console.print(f"{len(runs)} runs, {workers} at a time; what each prints is in its logs/{LOG}")
+    with closing(side_by_side(runs, workers)) as ends:
+        for number, (run, diverged) in enumerate(ends, start=1):
+            console.print(f"{number} of {len(runs)} done: {run.output}", soft_wrap=True)
+            yield diverged
 
 
 def runs_to_do(recipe: FinetuneRecipe, runs: Sequence[FinetuneRecipe]) -> list[FinetuneRecipe]:

@@ -1,8 +1,8 @@
 """What a fine-tuning run keeps between epochs, so that one that was interrupted goes on.
 
 The `Trainer`'s own checkpoints: weights, moments, learning rate, place in the data, random numbers. They are read with
-`weights_only` (under ZeRO DeepSpeed reads its own, which it does not), used only for the same recipe, data and number of
-ranks, and gone when the run is finished.
+`weights_only` (under ZeRO by DeepSpeed, without it), used only for the same recipe, data and number of ranks, and gone
+when the run is finished.
 """
 
 import json
