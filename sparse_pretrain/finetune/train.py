@@ -342,7 +342,8 @@ def train(job: Job, teacher: PreTrainedModel | None, console: Console, epoch: Pa
             return seconds
     finally:
         progress.stop()
-        forget_zero()
+        if training.zero_stage is not None:
+            forget_zero()
 
 
 def training_arguments(job: Job) -> TrainingArguments:

@@ -1,6 +1,7 @@
 """Fine-tuning under DeepSpeed ZeRO, through the `Trainer`: its config, its bf16, and the whole model afterwards."""
 
 import functools
+import os
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from sparse_pretrain.finetune.partitions import is_sharded
 from sparse_pretrain.training.deepspeed_config import shipped_config
 
 FORWARD = "forward"
+USE_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 
 
 def zero_config(stage: int) -> dict[str, Any]:
@@ -66,7 +68,12 @@ def make_whole(model: PreTrainedModel, engine: Any) -> None:
 
 
 def forget_zero() -> None:
-    """Let models be loaded whole again: transformers shards them as long as it knows of a ZeRO-3 config."""
+    """Let the next run of this process be without DeepSpeed, and its models be loaded whole.
+
+    transformers shards what it loads as long as it knows of a ZeRO-3 config; accelerate trains under DeepSpeed as long
+    as a variable says so, which the `Trainer` sets.
+    """
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()
+    os.environ.pop(USE_DEEPSPEED, None)
