@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+import yaml
 
 from sparse_pretrain.cli_options import AllowChangeOption, OverridesArgument
+from sparse_pretrain.errors import UserError
 
 
 def register(launch_app: typer.Typer) -> None:
@@ -35,12 +37,18 @@ def local_command(
         Optional[list[str]],  # noqa: UP045 - typer evaluates the annotation
         typer.Option(help="of a pipeline: do this stage anew although it is done; repeatable"),
     ] = None,
+    sweep: Annotated[
+        bool,
+        typer.Option("--sweep", help="of a fine-tuning recipe: every combination of its `sweep` section"),
+    ] = False,
 ) -> None:
-    """Start `train` on several ranks of this machine.
+    """Start `train`, or `finetune` for a recipe with a `task`, on several ranks of this machine.
 
     A file with `stages` is a pipeline: its stages run here one after the other; what is done is not done again.
 
     Example: `sparse-pretrain launch local bert-base-85 --nproc 8 engine.stage=1`
+
+    Example: `sparse-pretrain launch local finetune-sst2 --nproc 4 model=runs/bert-base-85/release`
     """
     from launcher.environment import find_machine
     from launcher.local import launch_local
@@ -53,11 +61,41 @@ def local_command(
     ranks = nproc or max(1, len(find_machine().gpus))
     if is_pipeline(recipe):
         raise typer.Exit(launch_pipeline_here(recipe, overrides or [], ranks, bind, redo or []))
+    if is_finetuning(recipe):
+        if allow_change:
+            raise UserError(
+                "--allow-change: belongs to training; a fine-tuning run of another recipe begins anew"
+            )
+        raise typer.Exit(launch_finetuning(recipe, overrides or [], ranks, bind, sweep))
+    if sweep:
+        raise UserError(f"--sweep: {recipe} is no fine-tuning recipe")
     settings = load_recipe(recipe, overrides or [], TrainRecipe)
     # Before ranks make log files in a folder that another run writes to.
     refuse_second_writer(settings.output / CHECKPOINTS)
     command = ["train", recipe, *(overrides or []), *(["--allow-change"] if allow_change else [])]
     raise typer.Exit(launch_local(command, ranks, settings.output, bind=bind))
+
+
+def is_finetuning(recipe: str) -> bool:
+    """Say whether a recipe is one of `finetune`: it has a task."""
+    from sparse_pretrain.config.load import find_recipe
+
+    try:
+        values = yaml.safe_load(find_recipe(recipe).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError):
+        return False
+    return isinstance(values, dict) and "task" in values
+
+
+def launch_finetuning(recipe: str, overrides: Sequence[str], ranks: int, bind: bool, sweep: bool) -> int:
+    """Run `finetune` on the ranks of this machine; return the exit code."""
+    from launcher.local import launch_local
+    from sparse_pretrain.config.load import load_recipe
+    from sparse_pretrain.finetune.recipe import FinetuneRecipe
+
+    settings = load_recipe(recipe, overrides, FinetuneRecipe)
+    command = ["finetune", recipe, *overrides, *(["--sweep"] if sweep else [])]
+    return launch_local(command, ranks, settings.output, bind=bind)
 
 
 def launch_pipeline_here(

@@ -1,6 +1,5 @@
 """One rank: a process of its own group, which ends when the launcher does (Linux)."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -11,9 +10,8 @@ from pathlib import Path
 
 from launcher.environment import rank_environment
 from sparse_pretrain.errors import UserError
+from sparse_pretrain.orphans import end_with
 from sparse_pretrain.telemetry.rank_log import RankLog
-
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -100,17 +98,12 @@ def start_rank(
 def before_the_program(cores: frozenset[int]) -> Callable[[], None]:
     """Return what a rank does before it starts: bind itself, and ask the kernel to kill it when the launcher dies.
 
-    A launcher that is killed with SIGKILL can run no clean-up, and its ranks would go on holding GPUs and
-    writing checkpoints. The request survives exec but is not inherited by the rank's own children.
+    Ranks whose launcher is gone would go on holding GPUs and writing checkpoints.
     """
-    libc = ctypes.CDLL(None)
-    launcher = os.getpid()
+    end_with_launcher = end_with(os.getpid())
 
     def before_exec() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        # The launcher may have died between the fork and the line above.
-        if os.getppid() != launcher:
-            os._exit(1)
+        end_with_launcher()
         if cores:
             # Here, before any library counts cores or makes threads. A core that was taken offline meanwhile
             # is no reason to fail: the rank just wanders.

@@ -111,7 +111,11 @@ def test_every_example_of_the_help_is_a_recipe_that_loads() -> None:
     from data_prep.recipe import PrepareRecipe
     from sparse_pretrain.finetune.recipe import FinetuneRecipe
 
-    schemas: dict[tuple[str, ...], Any] = {("data", "prepare"): PrepareRecipe, ("finetune",): FinetuneRecipe}
+    schemas: dict[tuple[str, ...], Any] = {
+        ("data", "prepare"): PrepareRecipe,
+        ("finetune",): FinetuneRecipe,
+        ("launch", "local"): FinetuneRecipe,  # of anything but the usual bert-base-85
+    }
     for words, arguments in examples():
         overrides = [argument for argument in arguments if "=" in argument]
         schema = TrainRecipe if arguments[0] == "bert-base-85" else schemas[words]

@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sparse_pretrain.checkpoint.quiet import quiet_libraries
 from sparse_pretrain.finetune.kinds.base import LENGTH, Array, TaskKind
+from sparse_pretrain.finetune.ranks import Alone
+from sparse_pretrain.training.world import World
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 
@@ -59,9 +61,15 @@ def own_forward(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def predict(
-    kind: TaskKind, model: nn.Module, encoded: Dataset, collate: Collate, batch_size: int, bf16: bool
+    kind: TaskKind,
+    model: nn.Module,
+    encoded: Dataset,
+    collate: Collate,
+    batch_size: int,
+    bf16: bool,
+    world: World | None = None,
 ) -> list[tuple[Array, ...]]:
-    """Run a model over an encoded split.
+    """Run a model over an encoded split; the ranks of `world` share the batches (collective).
 
     Returns:
         for every row, in the split's order, the fp32 output of each head.
@@ -70,8 +78,12 @@ def predict(
     model.eval()
     # A model of another engine (export.task_metric) has no parameters, and computes on the CPU.
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    outputs: list[tuple[Array, ...]] = [()] * len(encoded)
-    for rows in by_length(encoded[LENGTH], batch_size):
+    outputs: dict[int, tuple[Array, ...]] = {}
+    batches = list(by_length(encoded[LENGTH], batch_size))
+    world = world or Alone()
+    for turn in range(0, len(batches), world.size):
+        # At ZeRO 3 a forward pass takes all ranks: who has no batch left computes the last one, too.
+        rows = batches[min(turn + world.rank, len(batches) - 1)]
         inputs = kind.inputs(collate([encoded[row] for row in rows]))
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
         with own_forward(model), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -79,13 +91,19 @@ def predict(
         for place, row in enumerate(rows):
             outputs[row] = tuple(head[place] for head in heads)
     model.train(was_training)
-    return outputs
+    everything = {row: heads for part in world.gather(outputs) for row, heads in part.items()}
+    return [everything[row] for row in range(len(encoded))]
 
 
 def measure(
-    kind: TaskKind, model: nn.Module, split: Split, collate: Collate, batch_size: int, bf16: bool
+    kind: TaskKind,
+    model: nn.Module,
+    split: Split,
+    collate: Collate,
+    batch_size: int,
+    bf16: bool,
+    world: World | None = None,
 ) -> dict[str, float]:
-    """Return the metrics of a model on a split."""
-    return kind.score(
-        split.examples, split.encoded, predict(kind, model, split.encoded, collate, batch_size, bf16)
-    )
+    """Return the metrics of a model on a split; ranks share the work, and all of them get the result (collective)."""
+    outputs = predict(kind, model, split.encoded, collate, batch_size, bf16, world)
+    return kind.score(split.examples, split.encoded, outputs)

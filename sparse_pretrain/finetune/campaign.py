@@ -5,7 +5,8 @@ A run that is finished is kept, so the same command goes on where it was interru
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ from sparse_pretrain.config.load import load_recipe, to_yaml
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import read_json, write_json, write_text
 from sparse_pretrain.finetune.evaluate import RECIPE
+from sparse_pretrain.finetune.ranks import join_ranks, voice
 from sparse_pretrain.finetune.recipe import AUTO, FinetuneRecipe
+from sparse_pretrain.finetune.side_by_side import LOG, side_by_side
 from sparse_pretrain.finetune.tasks import VALIDATION
-from sparse_pretrain.finetune.train import METRICS, SUMMARY, finetune, prepare, train_teacher
+from sparse_pretrain.finetune.train import METRICS, SUMMARY, finetune, holds_something, prepare, train_teacher
 
 # Where `teacher: auto` stood, a run's own recipe names the teacher that came of it.
 TEACHER_KEYS = ("teacher", "dense", "teachers")
+# Of each run that ends: what it diverged by, or None.
+Ends = Generator[FloatingPointError | None, None, None]
 
 
 @dataclass(frozen=True)
@@ -33,42 +38,78 @@ class Point:
     runs: list[FinetuneRecipe]
 
 
-def campaign(recipe: FinetuneRecipe, sweep: bool, console: Console) -> dict[str, Any]:
-    """Run every seed (of every combination, with `sweep`), and return what `summary.json` holds.
+def campaign(recipe: FinetuneRecipe, sweep: bool, console: Console, workers: int = 1) -> dict[str, Any]:
+    """Run every seed (of every combination, with `sweep`), and return what `summary.json` holds (collective).
 
     With `teacher: auto`, all runs learn from one teacher, trained with the recipe's own `seed` and settings.
 
-    A combination that diverges is left out of the sweep's table.
+    A combination that diverges is left out of the sweep's table. With several `workers` as many runs at a time, each in
+    a process of its own.
 
     Raises:
         UserError: the user's mistakes; a finished run in the folder is of another recipe.
         FloatingPointError: a run of several seeds, or every run of a sweep, ended in NaN or infinite weights.
     """
-    check_folder(recipe)
+    world = join_ranks(recipe.training)
+    console = voice(world, console)
+    if workers > 1 and world.size > 1:
+        raise UserError(f"--parallel {workers}: not on several ranks; each run gets a process of its own")
     points = points_of(recipe, sweep)
     runs = [run for point in points for run in point.runs]
-    open_runs = [run for run in runs if recipe.overwrite or not is_finished(run)]
+    open_runs = world.on_first(lambda: runs_to_do(recipe, runs))
     teacher = None
     if open_runs and recipe.distillation is not None and recipe.distillation.teacher == AUTO:
         teacher = train_teacher(recipe, prepare(open_runs[0]).fingerprint, console)
-    write_text(recipe.output / RECIPE, to_yaml(recipe))
-    for number, run in enumerate(runs, start=1):
-        if run in open_runs:
-            console.print(f"run {number} of {len(runs)}: {run.output}", soft_wrap=True)
-            try:
-                finetune(with_teacher(run, teacher), console)
-            except FloatingPointError as error:
+    world.on_first(lambda: write_text(recipe.output / RECIPE, to_yaml(recipe)))
+    to_do = [with_teacher(run, teacher) for run in open_runs]
+    # Closed whatever happens: runs that are under way side by side end with it.
+    with closing(one_by_one(to_do, console) if workers == 1 else many(to_do, workers, console)) as ends:
+        for diverged in ends:
+            if diverged is not None:
                 if not sweep:
-                    raise
+                    raise diverged
                 # A learning rate that is too high for the task is a finding of the sweep, not its end.
-                console.print(f"[red]diverged:[/red] {error}", soft_wrap=True)
-            write_json(recipe.output / SUMMARY, summary(recipe, points))
-    result = summary(recipe, points)
+                console.print(f"[red]diverged:[/red] {diverged}", soft_wrap=True)
+            world.on_first(lambda: write_summary(recipe, points))
+    result: dict[str, Any] = world.on_first(lambda: write_summary(recipe, points))
     if not result["points"]:
         raise FloatingPointError("every run diverged; lower sweep.learning_rate")
-    write_json(recipe.output / SUMMARY, result)
     render(result, console)
     return result
+
+
+def one_by_one(runs: Sequence[FinetuneRecipe], console: Console) -> Ends:
+    """Fine-tune one after the other; yield what each diverged by, or None."""
+    for number, run in enumerate(runs, start=1):
+        console.print(f"run {number} of {len(runs)}: {run.output}", soft_wrap=True)
+        try:
+            finetune(run, console)
+        except FloatingPointError as error:
+            yield error
+        else:
+            yield None
+
+
+def many(runs: Sequence[FinetuneRecipe], workers: int, console: Console) -> Ends:
+    """Fine-tune several at a time; yield, as they end, what each diverged by, or None."""
+    if not runs:
+        return
+    prepare(runs[0])  # a mistake that all of them would find is found once, before anything is written
+    console.print(f"{len(runs)} runs, {workers} at a time; what each prints is in its logs/{LOG}")
+    with closing(side_by_side(runs, workers)) as ends:
+        for number, (run, diverged) in enumerate(ends, start=1):
+            console.print(f"{number} of {len(runs)} done: {run.output}", soft_wrap=True)
+            yield diverged
+
+
+def runs_to_do(recipe: FinetuneRecipe, runs: Sequence[FinetuneRecipe]) -> list[FinetuneRecipe]:
+    """Return the runs that are not finished.
+
+    Raises:
+        UserError: the folder holds something else, or finished runs of another recipe.
+    """
+    check_folder(recipe)
+    return [run for run in runs if recipe.overwrite or not is_finished(run)]
 
 
 def check_folder(recipe: FinetuneRecipe) -> None:
@@ -78,7 +119,7 @@ def check_folder(recipe: FinetuneRecipe) -> None:
         raise UserError(f"output = {output}: is a file; give a folder")
     if (output / METRICS).is_file():
         raise UserError(f"output = {output}: holds a single run; give another folder")
-    if output.is_dir() and any(output.iterdir()) and not (output / RECIPE).is_file():
+    if holds_something(output) and not (output / RECIPE).is_file():
         raise UserError(f"output = {output}: exists and is no fine-tuning run; give another folder")
 
 
@@ -156,6 +197,14 @@ def summary(recipe: FinetuneRecipe, points: Sequence[Point]) -> dict[str, Any]:
         "best": order[0] if order else None,
         "points": rows,
     }
+
+
+def write_summary(recipe: FinetuneRecipe, points: Sequence[Point]) -> dict[str, Any]:
+    """Write `summary.json` of what is finished, and return what it holds."""
+    result = summary(recipe, points)
+    if result["points"]:
+        write_json(recipe.output / SUMMARY, result)
+    return result
 
 
 def statistics_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -48,6 +48,8 @@ def held(parameter: nn.Parameter) -> Iterator[tuple[int, Tensor]]:
 @torch.no_grad()
 def mask_master(parameter: nn.Parameter, mask: Tensor) -> None:
     """Set pruned weights of DeepSpeed's fp32 master to zero; nothing without DeepSpeed (collective at ZeRO 1 and 2)."""
+    if not parameter.requires_grad:
+        return  # no optimizer has a copy of it
     if is_sharded(parameter):
         from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
 

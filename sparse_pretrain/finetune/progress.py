@@ -19,8 +19,11 @@ Measure = Callable[[], dict[str, Any]]
 class ProgressReport(TrainerCallback):
     """A progress bar (plain lines where there is no terminal) and `metrics.jsonl`."""
 
-    def __init__(self, console: Console, label: str, log: Path, measure: Measure | None) -> None:
-        """Report under `label`; `measure`, when given, is called after every epoch but the last."""
+    def __init__(self, console: Console, label: str, log: Path | None, measure: Measure | None) -> None:
+        """Report under `label`; `measure`, when given, is called after every epoch but the last.
+
+        Ranks that only take part in the measurements have no `log`, and a console that is silent.
+        """
         self._console = console
         self._label = label
         self._measure = measure
@@ -32,8 +35,9 @@ class ProgressReport(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the bar and the file; of a run that goes on, behind what it has already."""
-        write_text(self._log, "".join(lines_until(self._log, state.global_step)))
-        self._file = self._log.open("a", encoding="utf-8", buffering=1)
+        if self._log is not None:
+            write_text(self._log, "".join(lines_until(self._log, state.global_step)))
+            self._file = self._log.open("a", encoding="utf-8", buffering=1)
         self._progress.reset(self._task, start=True, total=state.max_steps, completed=state.global_step)
         self._progress.start()
 

@@ -218,7 +218,14 @@ class TrainingSection(Section):
     """How it is trained: AdamW, linear warm-up and decay, batches of sentences of like length."""
 
     epochs: int = Field(3, ge=1)
-    batch_size: int = Field(32, ge=1, description="examples of an optimizer step")
+    batch_size: int = Field(
+        32, ge=1, description="examples of an optimizer step, over all ranks; a multiple of their number"
+    )
+    zero_stage: Literal[1, 2, 3] | None = Field(
+        None,
+        description="DeepSpeed ZeRO: 1 shares the optimizer's state among the ranks, 2 gradients too, 3 weights too; "
+        "none: every rank has all of it (DDP)",
+    )
     learning_rate: float = Field(5e-5, gt=0)
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of all steps")
     weight_decay: float = Field(0.01, ge=0)

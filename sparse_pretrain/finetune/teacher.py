@@ -37,7 +37,9 @@ def teacher_recipe(recipe: FinetuneRecipe, fingerprint: str) -> FinetuneRecipe:
         "overwrite": False,
     }
     dense = recipe.model_copy(update=changes)
-    values = dense.model_dump(mode="json", exclude={"output", "sweep", "model", "quantization"})
+    # How ranks share its memory does not make another teacher.
+    apart: dict[str, Any] = dict.fromkeys(("output", "sweep", "model", "quantization"), True)
+    values = dense.model_dump(mode="json", exclude=apart | {"training": {"zero_stage"}})
     weights = [sha256_file(file) for file in weight_files(model_path(section.dense))]
     identity = sha256_json({"recipe": values, "data": fingerprint, "weights": weights})[:IDENTITY_LENGTH]
     folder = section.teachers or recipe.output.parent / "teachers"

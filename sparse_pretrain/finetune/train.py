@@ -1,6 +1,5 @@
 """One fine-tuning run: task + model + locked masks -> a model folder and its scores."""
 
-import os
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -24,18 +23,20 @@ from sparse_pretrain.errors import UserError
 from sparse_pretrain.files import fsync_file, write_json, write_text
 from sparse_pretrain.finetune.batches import Collate, Split, collator, encode, measure
 from sparse_pretrain.finetune.evaluate import RECIPE
-from sparse_pretrain.finetune.forward import TaskTrainer
+from sparse_pretrain.finetune.forward import TaskTrainer, freeze_unused
 from sparse_pretrain.finetune.kinds import kind_of
 from sparse_pretrain.finetune.kinds.base import TaskKind
 from sparse_pretrain.finetune.mask_lock import MaskLock, nonzero_outside
 from sparse_pretrain.finetune.masks import FoundMasks, find_masks
 from sparse_pretrain.finetune.progress import ProgressReport, metrics_row
+from sparse_pretrain.finetune.ranks import join_ranks, rows_of_a_rank, together, voice
 from sparse_pretrain.finetune.recipe import AUTO, FinetuneRecipe
 from sparse_pretrain.finetune.result import FinetuneResult, render_result
 from sparse_pretrain.finetune.task_model import load_task_model, load_tokenizer
 from sparse_pretrain.finetune.tasks import TRAIN, VALIDATION, load_task
 from sparse_pretrain.finetune.teacher import check_teacher, load_teacher, teacher_recipe
 from sparse_pretrain.finetune.unfinished import FOLDER, PROVENANCE, discard, keeps_epochs, newest_epoch
+from sparse_pretrain.finetune.zero import forget_zero, forward_in_bf16, make_whole, zero_config
 from sparse_pretrain.pruning.masks import MASK_FILE, MaskSet
 from sparse_pretrain.quantization.layers import QuantizedLayer
 from sparse_pretrain.quantization.prepare import prepare_quantization
@@ -43,6 +44,7 @@ from sparse_pretrain.quantization.schedule import QuantizationSchedule
 from sparse_pretrain.quantization.stored import save_quantization
 from sparse_pretrain.training.precision import resolve_precision
 from sparse_pretrain.training.provenance import provenance
+from sparse_pretrain.training.world import World
 
 METRICS = "metrics.json"
 LOG = "metrics.jsonl"
@@ -50,6 +52,10 @@ MODEL = "model"
 # Of several runs (finetune.campaign); the folder of such is none of a single run.
 SUMMARY = "summary.json"
 ROWS_OF_LOG = 50
+# What `launch local` makes before there are ranks.
+RANK_LOGS = "logs"
+# Apart by more than the seeds that people count up.
+RANK_SEEDS = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Job:
 
     `labels` are the names of the classes; `fingerprint` is that of all texts and labels; `teacher` is where the
     fine-tuned teacher lies, if there is one (`teacher: auto`: once it is trained); `int8` are the layers that are
-    trained in int8, by name.
+    trained in int8, by name; `world` are the ranks that train it, this process among them.
     """
 
     recipe: FinetuneRecipe
@@ -74,21 +80,29 @@ class Job:
     bf16: bool
     warnings: list[str]
     int8: dict[str, QuantizedLayer]
+    world: World
     teacher: str | None = None
 
+    @property
+    def rows(self) -> int:
+        """Examples of an optimizer step that are this rank's own."""
+        return rows_of_a_rank(self.recipe.training.batch_size, self.world.size)
+
     def measure(self, split: str) -> dict[str, float]:
-        """Return the metrics of one split."""
-        rows = 2 * self.recipe.training.batch_size
+        """Return the metrics of one split, on every rank (collective)."""
         # Levels times scale are rounded once more in bf16; no int8 engine does that.
         bf16 = self.bf16 and not self.int8
-        return measure(self.kind, self.model, self.splits[split], self.collate, rows, bf16)
+        return measure(
+            self.kind, self.model, self.splits[split], self.collate, 2 * self.rows, bf16, self.world
+        )
 
 
 def finetune(recipe: FinetuneRecipe, console: Console) -> FinetuneResult:
     """Fine-tune a model on a task with its zeros locked; `teacher: auto` trains its teacher first, once.
 
     `seed` counts, not `seeds` (see `finetune.campaign`). Everything that can be wrong with recipe, data and model
-    is checked before anything is written.
+    is checked before anything is written. Under torchrun and the like this is one rank of several: all of them call
+    it, and have the same result; the first one prints and writes.
 
     Raises:
         UserError: the user's mistakes.
@@ -97,6 +111,8 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> FinetuneResult:
     """
     started = time.perf_counter()
     job = prepare(recipe)
+    world = job.world
+    console = voice(world, console)
     teacher = teacher_of(job)
     for warning in job.warnings:
         console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
@@ -105,17 +121,15 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> FinetuneResult:
     if recipe.distillation is not None and recipe.distillation.teacher == AUTO:
         job = replace(job, teacher=train_teacher(recipe, job.fingerprint, console))
         teacher = teacher_of(job)
-    epoch = newest_epoch(recipe, job.fingerprint)
+    epoch = world.on_first(lambda: newest_epoch(recipe, job.fingerprint, world.size))
     if epoch is None:
-        open_output(job)
+        world.on_first(lambda: open_output(job))
     else:
         console.print(f"going on behind the last whole epoch: {epoch}", soft_wrap=True)
     seconds = train(job, teacher, console, epoch)
     refuse_not_finite(job.model)
     metrics = {name: job.measure(name) for name in job.splits if name != TRAIN}
-    append_final(job, metrics)
-    save_model(job, job.output / MODEL)
-    discard(job.output)
+    world.on_first(lambda: write_model(job, metrics))
     result = FinetuneResult(
         output=job.output,
         model_folder=job.output / MODEL,
@@ -132,19 +146,27 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> FinetuneResult:
         teacher=job.teacher,
         int8_layers=len(job.int8),
     )
-    write_json(job.output / METRICS, result.to_json())
+    world.on_first(lambda: write_json(job.output / METRICS, result.to_json()))
     render_result(result, console)
     return result
 
 
 def prepare(recipe: FinetuneRecipe) -> Job:
-    """Load and check everything a recipe names.
+    """Load and check everything a recipe names, on every rank (collective).
 
     Raises:
         UserError: the user's mistakes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("fine-tuning runs in one process; start it without torchrun or srun")
+    world = join_ranks(recipe.training)
+    return together(world, lambda: load(recipe, world))
+
+
+def load(recipe: FinetuneRecipe, world: World) -> Job:
+    """Load and check everything a recipe names, on this rank.
+
+    Raises:
+        UserError: the user's mistakes.
+    """
     output = recipe.output
     check_output(output, recipe.overwrite)
     task, training = recipe.task, recipe.training
@@ -179,6 +201,7 @@ def prepare(recipe: FinetuneRecipe) -> Job:
         bf16=resolve_precision(training.precision) == "bf16",
         warnings=warnings,
         int8=prepare_int8(recipe, model, len(splits[TRAIN].encoded)),
+        world=world,
         teacher=None if teacher is None or teacher.teacher == AUTO else teacher.teacher,
     )
 
@@ -202,14 +225,18 @@ def prepare_int8(recipe: FinetuneRecipe, model: PreTrainedModel, rows: int) -> d
 
 
 def teacher_of(job: Job) -> PreTrainedModel | None:
-    """Load the job's teacher, if it has one by now."""
-    return None if job.teacher is None else load_teacher(job.teacher, job.recipe.task, job.labels)
+    """Load the job's teacher, if it has one by now (collective): whole on every rank, whatever the ZeRO stage."""
+    source = job.teacher
+    if source is None:
+        return None
+    return together(job.world, lambda: load_teacher(source, job.recipe.task, job.labels))
 
 
 def train_teacher(recipe: FinetuneRecipe, fingerprint: str, console: Console) -> str:
-    """Train the teacher of `teacher: auto`, or find it trained; return its model folder."""
+    """Train the teacher of `teacher: auto`, or find it trained; return its model folder (collective)."""
     own = teacher_recipe(recipe, fingerprint)
-    if (own.output / METRICS).is_file():
+    world = join_ranks(recipe.training)
+    if world.on_first((own.output / METRICS).is_file):
         console.print(f"teacher: already there: {own.output}", soft_wrap=True)
     else:
         console.print(f"teacher: fine-tuning {own.model} first", soft_wrap=True)
@@ -221,7 +248,7 @@ def check_output(output: Path, overwrite: bool) -> None:
     """Refuse a folder of somebody else's, and a finished run unless it may be replaced; go over a broken run."""
     if output.is_file():
         raise UserError(f"output = {output}: is a file; give a folder")
-    if not output.is_dir() or not any(output.iterdir()):
+    if not holds_something(output):
         return
     if not (output / RECIPE).is_file():
         raise UserError(f"output = {output}: exists and is no fine-tuning run; give another folder")
@@ -231,6 +258,11 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise UserError(
             f"output = {output}: holds a finished run; give another folder, or set overwrite=true"
         )
+
+
+def holds_something(output: Path) -> bool:
+    """Say whether a run's folder exists and has more in it than what `launch local` puts there before ranks start."""
+    return output.is_dir() and any(path.name != RANK_LOGS for path in output.iterdir())
 
 
 def mask_warnings(recipe: FinetuneRecipe, model: PreTrainedModel, found: FoundMasks) -> list[str]:
@@ -264,52 +296,73 @@ def open_output(job: Job) -> None:
     shutil.rmtree(job.output / MODEL, ignore_errors=True)
     discard(job.output)
     write_text(job.output / RECIPE, to_yaml(job.recipe))
-    about = provenance(job.fingerprint, world_size=1, precision="bf16" if job.bf16 else "fp32")
+    precision = "bf16" if job.bf16 else "fp32"
+    about = provenance(job.fingerprint, world_size=job.world.size, precision=precision)
     write_json(job.output / PROVENANCE, about)
 
 
 def train(job: Job, teacher: PreTrainedModel | None, console: Console, epoch: Path | None) -> float:
-    """Run the `Trainer`, from a checkpoint of its own where there is one; return the seconds it took."""
-    between_epochs = (lambda: job.measure(VALIDATION)) if job.recipe.training.evaluate == "epoch" else None
-    progress = ProgressReport(console, f"fine-tuning {job.output.name}", job.output / LOG, between_epochs)
+    """Run the `Trainer`, from a checkpoint of its own where there is one; return the seconds it took.
+
+    Collective; afterwards every rank has the whole model, at any ZeRO stage.
+    """
+    training, encoded = job.recipe.training, job.splits[TRAIN].encoded
+    between_epochs = (lambda: job.measure(VALIDATION)) if training.evaluate == "epoch" else None
+    log = job.output / LOG if job.world.is_first else None
+    progress = ProgressReport(console, f"fine-tuning {job.output.name}", log, between_epochs)
     methods: list[TrainerCallback] = [MaskLock(job.found.masks)] if len(job.found.masks) else []
     section = job.recipe.quantization
     if section is not None:
-        steps = total_steps(job.recipe, len(job.splits[TRAIN].encoded))
+        steps = total_steps(job.recipe, len(encoded))
         methods.append(QuantizationSchedule(section.calibration_steps, section.freeze_step(steps)))
+    if job.world.size > 1:
+        freeze_unused(job.kind, job.model, job.collate([encoded[0]]))
     try:
         with quiet_libraries():
             trainer = TaskTrainer(
                 model=job.model,
                 args=training_arguments(job),
-                train_dataset=job.splits[TRAIN].encoded,
+                train_dataset=encoded,
                 data_collator=job.collate,
                 callbacks=[progress, *methods],
             )
-            trainer.kind = job.kind
+            trainer.kind, trainer.batch_size = job.kind, training.batch_size
+            trainer.world, trainer.bf16 = job.world, job.bf16
             trainer.teacher, trainer.distillation = teacher, job.recipe.distillation
             trainer.remove_callback(PrinterCallback)
+            if not job.world.is_first:  # each rank drops others; the first one draws as one process does
+                torch.manual_seed(job.recipe.seed + RANK_SEEDS * job.world.rank)
+            if training.zero_stage is not None and job.bf16:
+                forward_in_bf16(job.model)
             started = time.perf_counter()
             trainer.train(resume_from_checkpoint=None if epoch is None else str(epoch))
-            return time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            if training.zero_stage is not None:
+                make_whole(job.model, trainer.deepspeed)
+            return seconds
     finally:
         progress.stop()
+        if training.zero_stage is not None:
+            forget_zero()
 
 
 def training_arguments(job: Job) -> TrainingArguments:
     """Return the `Trainer`'s settings; everything that would write or print is ours."""
     training = job.recipe.training
     steps = total_steps(job.recipe, len(job.splits[TRAIN].encoded))
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(job.output / FOLDER),
         num_train_epochs=training.epochs,
-        per_device_train_batch_size=training.batch_size,
+        per_device_train_batch_size=job.rows,
         learning_rate=training.learning_rate,
         warmup_steps=round(training.warmup_ratio * steps),
         weight_decay=training.weight_decay,
         max_grad_norm=training.gradient_clipping,
         optim="adamw_torch_fused",
-        bf16=job.bf16,
+        bf16=job.bf16 and training.zero_stage is None,
+        deepspeed=None if training.zero_stage is None else zero_config(training.zero_stage),
+        ddp_find_unused_parameters=job.world.size == 1,  # several ranks have none: `freeze_unused`
+        ddp_broadcast_buffers=False,  # ranks have the same: fixed ones, and ranges that they observe together
         use_cpu=not torch.cuda.is_available(),
         train_sampling_strategy="group_by_length",
         length_column_name="length",
@@ -323,12 +376,22 @@ def training_arguments(job: Job) -> TrainingArguments:
         log_level="error",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    # A process is a rank, with one GPU: without this the Trainer would take all that it sees, and larger batches.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def total_steps(recipe: FinetuneRecipe, rows: int) -> int:
     """Return the number of optimizer steps of a run over so many rows; an epoch's last batch may be smaller."""
     training = recipe.training
     return training.epochs * -(-rows // training.batch_size)
+
+
+def write_model(job: Job, metrics: dict[str, dict[str, float]]) -> None:
+    """Write what a run ends with, but for its result."""
+    append_final(job, metrics)
+    save_model(job, job.output / MODEL)
+    discard(job.output)
 
 
 def append_final(job: Job, metrics: dict[str, dict[str, float]]) -> None:

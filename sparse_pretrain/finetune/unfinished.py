@@ -1,7 +1,8 @@
 """What a fine-tuning run keeps between epochs, so that one that was interrupted goes on.
 
 The `Trainer`'s own checkpoints: weights, moments, learning rate, place in the data, random numbers. They are read with
-`weights_only`, used only for the same recipe and data, and gone when the run is finished.
+`weights_only` (under ZeRO by DeepSpeed, without it), used only for the same recipe, data and number of ranks, and gone
+when the run is finished.
 """
 
 import json
@@ -16,6 +17,8 @@ FOLDER = "unfinished"
 PROVENANCE = "provenance.json"
 # The last file that the Trainer writes of a checkpoint.
 COMPLETE = "trainer_state.json"
+# The last file of each rank, which the first one does not wait for.
+OF_RANKS = "rng_state*.pth"
 
 
 def keeps_epochs(recipe: FinetuneRecipe) -> bool:
@@ -26,12 +29,13 @@ def keeps_epochs(recipe: FinetuneRecipe) -> bool:
     return recipe.training.epochs > 1 and recipe.quantization is None
 
 
-def newest_epoch(recipe: FinetuneRecipe, fingerprint: str) -> Path | None:
+def newest_epoch(recipe: FinetuneRecipe, fingerprint: str, ranks: int = 1) -> Path | None:
     """Return the checkpoint that a run of this recipe goes on from; None when it begins anew.
 
     Args:
         recipe: as it is now.
         fingerprint: of its texts and labels now.
+        ranks: their number now; a checkpoint of another number has not what each of them needs.
     """
     output = recipe.output
     if not keeps_epochs(recipe) or not (output / FOLDER).is_dir():
@@ -41,9 +45,13 @@ def newest_epoch(recipe: FinetuneRecipe, fingerprint: str) -> Path | None:
         about = json.loads((output / PROVENANCE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not same_recipe or about.get("data_fingerprint") != fingerprint:
+    if not same_recipe or (about.get("data_fingerprint"), about.get("world_size", 1)) != (fingerprint, ranks):
         return None
-    complete = [path.parent for path in (output / FOLDER).glob(f"checkpoint-*/{COMPLETE}")]
+    complete = [
+        path.parent
+        for path in (output / FOLDER).glob(f"checkpoint-*/{COMPLETE}")
+        if ranks == 1 or len(list(path.parent.glob(OF_RANKS))) == ranks
+    ]
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 

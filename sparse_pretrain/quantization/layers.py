@@ -1,6 +1,7 @@
 """Linear and Embedding with int8 in the loop; `weight` and `bias` stay plain parameters under their own names."""
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,8 +49,11 @@ class ActivationRange(nn.Module):
 
     @torch.no_grad()
     def observe(self, values: Tensor) -> None:
-        """Move the range towards that of a batch; the first batch is taken as it is."""
-        low, high = (bound.float() for bound in values.detach().aminmax())
+        """Move the range towards that of a batch; the first batch is taken as it is.
+
+        In a process group the batch is that of all ranks together (collective), so that all have the same range.
+        """
+        low, high = over_ranks(*(bound.float() for bound in values.detach().aminmax()))
         share = self.momentum if self.seen else 1.0
         self.low.lerp_(low, share)
         self.high.lerp_(high, share)
@@ -67,6 +71,15 @@ class ActivationRange(nn.Module):
     def _derive(self, scale: Tensor, zero_point: Tensor) -> None:
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
+
+
+def over_ranks(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest of all ranks' `low` and the largest of their `high`, both []; alone, what came in."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return low, high
+    bounds = torch.stack([low, -high])
+    dist.all_reduce(bounds, op=dist.ReduceOp.MIN)
+    return bounds[0], -bounds[1]
 
 
 class QuantizedLinear(nn.Linear):
