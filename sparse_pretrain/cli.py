@@ -302,16 +302,20 @@ def gap(
         str, typer.Option(help="pruning steps of 2,048 tokens, a sparse model for each number")
     ] = "220,880",
     seeds: Annotated[str, typer.Option(help="seeds of every fine-tuning")] = "1,2,3",
+    workers: Annotated[int, typer.Option(help="fine-tunings at a time; 0: one per GPU, or core", min=0)] = 0,
 ) -> None:
     """Compare a sparse model with its dense one on the demo's labelled tasks, by tokens of pruning: one table.
 
     Fine-tuned with and without a teacher, several seeds. Two hours on two cores by default. Downloads texts and
     encoder like `demo`, once. Interrupt it at any time: the same command goes on, and --steps can name more.
     """
+    from launcher.environment import find_machine
     from sparse_pretrain.study.gap import UPDATES, run_gap
 
     counts = whole_numbers(steps, "--steps", UPDATES)
-    raise typer.Exit(run_gap(output, counts, whole_numbers(seeds, "--seeds"), Console()))
+    finetunings = whole_numbers(seeds, "--seeds")
+    at_a_time = workers or len(find_machine().gpus) or os.cpu_count() or 1
+    raise typer.Exit(run_gap(output, counts, finetunings, at_a_time, Console()))
 
 
 def version_callback(value: bool) -> None:

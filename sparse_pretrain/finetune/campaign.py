@@ -95,6 +95,7 @@ def many(runs: Sequence[FinetuneRecipe], workers: int, console: Console) -> Ends
     if not runs:
         return
     prepare(runs[0])  # a mistake that all of them would find is found once, before anything is written
+    workers = min(workers, len(runs))  # cores are shared out among as many
     console.print(f"{len(runs)} runs, {workers} at a time; what each prints is in its logs/{LOG}")
     with closing(side_by_side(runs, workers)) as ends:
         for number, (run, diverged) in enumerate(ends, start=1):

@@ -49,13 +49,14 @@ class Entry:
         return f"sparse-{self.steps}-{'kd' if self.distilled else 'plain'}" if self.steps else "dense"
 
 
-def run_gap(output: Path, steps: Sequence[int], seeds: Sequence[int], console: Console) -> int:
+def run_gap(output: Path, steps: Sequence[int], seeds: Sequence[int], workers: int, console: Console) -> int:
     """Do what is not done yet, then write `gap.json`, `gap.md` and `gap.png`.
 
     Args:
         output: folder of everything; run the same command again to go on.
         steps: of pruning, a sparse model each (16 rows of 128 tokens a step).
         seeds: of every fine-tuning.
+        workers: fine-tunings at a time.
         console: for the user.
 
     Returns:
@@ -72,7 +73,9 @@ def run_gap(output: Path, steps: Sequence[int], seeds: Sequence[int], console: C
     except StageFailedError as failure:
         return failure.code
     console.print(Rule(f"3/3  fine-tuning with {len(seeds)} seeds"))
-    results = {entry: finetuned(output, entry, seeds, console) for entry in entries(FULL.tasks, steps)}
+    results = {
+        entry: finetuned(output, entry, seeds, workers, console) for entry in entries(FULL.tasks, steps)
+    }
     manifest = read_manifest(output / "data")
     tokens_a_step = ROWS * manifest.sequence_length * manifest.fill("train")
     report = [
@@ -139,10 +142,12 @@ def finetuning_of(output: Path, entry: Entry, seeds: Sequence[int]) -> list[str]
     return settings
 
 
-def finetuned(output: Path, entry: Entry, seeds: Sequence[int], console: Console) -> dict[str, Any]:
+def finetuned(
+    output: Path, entry: Entry, seeds: Sequence[int], workers: int, console: Console
+) -> dict[str, Any]:
     """Fine-tune with every seed that has no result yet; return the headline metric's mean, deviation and values."""
     recipe = load_recipe(entry.task.recipe, finetuning_of(output, entry, seeds), FinetuneRecipe)
-    result = campaign(recipe, False, console)
+    result = campaign(recipe, False, console, workers)
     (point,) = result["points"]
     return {
         "metric": result["metric"],
