@@ -48,15 +48,13 @@ class KnownWords(dict[bytes, bytes]):
         super().__init__({END: as_bytes([END_ID])})
         self.asked: dict[bytes, bytes] = {}
         self._before: dict[bytes, bytes] = {}
-        vocabulary: dict[str, int] = model["vocab"]
         prefix: str = model["continuing_subword_prefix"]
-        self._vocabulary = vocabulary
-        self._continuing = {
-            piece.removeprefix(prefix): number
-            for piece, number in vocabulary.items()
-            if piece.startswith(prefix)
-        }
-        self._unknown = [vocabulary[model["unk_token"]]]
+        vocabulary = {piece: as_bytes([number]) for piece, number in model["vocab"].items()}
+        self._beginning = in_codec(vocabulary)
+        self._continuing = in_codec(
+            {piece.removeprefix(prefix): ids for piece, ids in vocabulary.items() if piece.startswith(prefix)}
+        )
+        self._unknown = vocabulary[model["unk_token"]]
         self._longest: int = model["max_input_chars_per_word"]
 
     def __missing__(self, word: bytes) -> bytes:
@@ -67,26 +65,32 @@ class KnownWords(dict[bytes, bytes]):
             self._before = dict(self)
             self.clear()
             self[END] = as_bytes([END_ID])
-        ids = self[word] = self._before.get(word) or as_bytes(self.pieces(word.decode(CODEC)))
+        ids = self[word] = self._before.get(word) or self.pieces(word)
         return ids
 
-    def pieces(self, word: str) -> list[int]:
+    def pieces(self, word: bytes) -> bytes:
         """Return the ids of a word's pieces; of the unknown token where it cannot be cut into known ones."""
         length = len(word)
         if length > self._longest:
             return self._unknown
-        ids = []
+        ids = b""
         start = 0
-        find = self._vocabulary.get
+        find = self._beginning.get
         while start < length:
             end = length
             while (found := find(word[start:end])) is None:
                 end -= 1
                 if end == start:
                     return self._unknown
-            ids.append(found)
+            ids += found
             start, find = end, self._continuing.get
         return ids
+
+
+def in_codec(vocabulary: dict[str, bytes]) -> dict[bytes, bytes]:
+    """Return the pieces that plain words can hold, as bytes, and their ids."""
+    encoded = ((piece.encode(CODEC, "ignore"), piece, ids) for piece, ids in vocabulary.items())
+    return {key: ids for key, piece, ids in encoded if len(key) == len(piece)}
 
 
 class WordEncoder:
