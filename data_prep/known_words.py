@@ -89,8 +89,9 @@ class KnownWords(dict[bytes, bytes]):
 
 def in_codec(vocabulary: dict[str, bytes]) -> dict[bytes, bytes]:
     """Return the pieces that plain words can hold, as bytes, and their ids."""
-    encoded = ((piece.encode(CODEC, "ignore"), piece, ids) for piece, ids in vocabulary.items())
-    return {key: ids for key, piece, ids in encoded if len(key) == len(piece)}
+    marks = {mark: vocabulary[mark] for mark in MARKS if mark in vocabulary}
+    ascii_pieces = {piece: ids for piece, ids in vocabulary.items() if piece.isascii()}
+    return {piece.encode(CODEC): ids for piece, ids in (ascii_pieces | marks).items()}
 
 
 class WordEncoder:

@@ -35,7 +35,7 @@ class Encoder:
         Sentences without a token (of characters that the vocabulary ignores) are left out.
         """
         ids, ends = self._encode_all(documents)
-        tokens = ids.astype(self._type)
+        tokens: Tokens = ids.astype(self._type)
         sentences = np.cumsum([0, *map(len, documents)])
         starts = np.concatenate([[0], ends])[sentences]
         has_tokens = np.diff(ends, prepend=0) > 0
