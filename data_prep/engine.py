@@ -1,21 +1,24 @@
-"""What runs a pipeline's tasks: this machine, or datatrove's executors on a cluster, behind one small interface.
+"""What runs a pipeline's tasks: datatrove's executors behind one small interface.
 
-A task that is finished leaves a marker in the job's folder, so that the same job run again does the rest only, here or
-elsewhere: the markers are datatrove's.
+A task that is finished leaves a marker in the job's folder, so that the same job run again does the rest only.
 """
 
 import pickle
-from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from datatrove.utils.stats import PipelineStats, Stats
+from datatrove.utils.logging import logger
+from datatrove.utils.stats import Stats
 
 from data_prep.parallel import Workers
 from sparse_pretrain.files import atomic_path
+
+# What workers print belongs to no one's terminal; each task's own lines are in the job's `logs/`.
+logger.disable("datatrove")
 
 PIPELINE_FILE = "pipeline.pickle"
 
@@ -27,7 +30,7 @@ class Job(NamedTuple):
         name: a word or two, for logs.
         pipeline: datatrove steps; the tasks are told apart by the rank that `run` is given.
         tasks: how many.
-        folder: of the job alone; markers and statistics go to its subfolder `job`, and a cluster's logs.
+        folder: of the job alone; markers, statistics and logs go to its subfolder `job`.
     """
 
     name: str
@@ -37,12 +40,8 @@ class Job(NamedTuple):
 
     @property
     def state(self) -> Path:
-        """Where all that is about the tasks is kept."""
+        """Where the markers are."""
         return self.folder / "job"
-
-    def marker(self, task: int) -> Path:
-        """Return the file that is there once a task is finished."""
-        return self.state / "completions" / f"{task:05d}"
 
 
 class Engine(Protocol):
@@ -58,10 +57,9 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Runs the steps as datatrove's local executor does, in our own processes.
+    """datatrove's local executor on this machine, with our processes in place of its pool.
 
-    That executor takes 0.7 s of imports and 25 ms a task, and after a `kill -9` it leaves a manager process behind for
-    ever, while its workers finish their task first.
+    After a `kill -9` its pool leaves a manager process behind for ever, and its workers finish their task first.
     """
 
     def __init__(self, workers: int) -> None:
@@ -70,19 +68,17 @@ class LocalEngine:
 
     def run(self, job: Job, finished: Callable[[int], None]) -> None:
         """See `Engine`."""
-        todo = []
-        for task in range(job.tasks):
-            if job.marker(task).exists():
-                finished(task)
-            else:
-                todo.append(task)
+        executor = LocalPipelineExecutor(job.pipeline, tasks=job.tasks, logging_dir=str(job.state))
+        todo = executor.get_incomplete_ranks()
+        for rank in sorted(set(range(job.tasks)) - set(todo)):
+            finished(rank)
         if not todo:
             return
         path = job.folder / PIPELINE_FILE
         with atomic_path(path) as temporary:
-            temporary.write_bytes(pickle.dumps(job))
-        for task in self._workers.run(run_task, [(path, task) for task in todo]):
-            finished(task)
+            temporary.write_bytes(pickle.dumps(executor))
+        for rank in self._workers.run(run_task, [(path, rank) for rank in todo]):
+            finished(rank)
 
     def __enter__(self) -> "LocalEngine":
         return self
@@ -92,24 +88,17 @@ class LocalEngine:
 
 
 def run_task(task: tuple[Path, int]) -> int:
-    """Run one task of a pickled job in this process; return its number."""
+    """Run one task of a pickled pipeline in this process; return its number."""
     path, rank = task
-    job = load_job(path, path.stat().st_mtime_ns)
-    data = None
-    for step in job.pipeline:
+    executor = load_executor(path, path.stat().st_mtime_ns)
+    for step in executor.pipeline:
         step.stats = Stats(str(step))
-        data = step(data, rank, job.tasks)
-    deque(data or (), maxlen=0)
-    statistics, marker = job.state / "stats" / f"{rank:05d}.json", job.marker(rank)
-    for file in (statistics, marker):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    statistics.write_text(PipelineStats(job.pipeline).to_json())
-    marker.touch()
+    executor._run_for_rank(rank)
     return rank
 
 
 @lru_cache(maxsize=1)
-def load_job(path: Path, _modified: int) -> Job:
-    """Return the job, read once a process."""
-    job: Job = pickle.loads(path.read_bytes())  # noqa: S301 - written by this command
-    return job
+def load_executor(path: Path, _modified: int) -> LocalPipelineExecutor:
+    """Return the pipeline, read once a process."""
+    executor: LocalPipelineExecutor = pickle.loads(path.read_bytes())  # noqa: S301 - written by this command
+    return executor

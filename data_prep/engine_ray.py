@@ -13,13 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from datatrove.executor.ray import RayPipelineExecutor
-from datatrove.utils.logging import logger
 
 from data_prep.engine import Job
 from sparse_pretrain.errors import FailedError, UserError
-
-# What it prints belongs to no one's terminal; each task's own lines are in the job's `logs/`.
-logger.disable("datatrove")
 
 # Of a task: its tokens, its windows of documents and one shard lie far below.
 MEMORY_GB = 2

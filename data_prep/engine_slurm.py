@@ -16,13 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from datatrove.executor.slurm import SlurmPipelineExecutor
-from datatrove.utils.logging import logger
 
 from data_prep.engine import Job
 from sparse_pretrain.errors import FailedError
-
-# What it prints belongs to no one's terminal; each task's own lines are in the job's `logs/`.
-logger.disable("datatrove")
 
 LAUNCH = "launch_pickled_pipeline"
 # The queue forgets a job a moment before its last markers are seen on a network disk.
