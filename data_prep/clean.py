@@ -3,8 +3,6 @@
 import re
 import unicodedata
 
-import ftfy
-
 from data_prep.documents import Drop, squeezed
 
 # Control characters, soft hyphens, zero-width spaces, direction marks, byte-order marks and lone
@@ -15,7 +13,6 @@ INVISIBLE = re.compile(
 ASCII_INVISIBLE = bytes(code for code in range(128) if INVISIBLE.match(chr(code)))
 # Every end of a line that `splitlines` knows becomes one, every other white space a space.
 ASCII_SPACES = bytes.maketrans(b"\t\x1f\r\x0b\x0c\x1c\x1d\x1e", b"  \n\n\n\n\n\n")
-REPAIRS = ftfy.TextFixerConfig(uncurl_quotes=False, fix_latin_ligatures=False, fix_character_width=False)
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 
 
@@ -43,7 +40,10 @@ def long_enough(text: str, minimum: int) -> str | Drop:
 
 def repair_unicode(text: str) -> str:
     """Undo wrong decodings ("cafÃ©"), HTML entities and terminal codes; quotes and ligatures stay as they are."""
-    return ftfy.fix_text(text, REPAIRS)
+    import ftfy  # a tenth of a second to import, and few recipes ask for it
+
+    config = ftfy.TextFixerConfig(uncurl_quotes=False, fix_latin_ligatures=False, fix_character_width=False)
+    return ftfy.fix_text(text, config)
 
 
 def unwrap(text: str) -> str:

@@ -4,13 +4,16 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
+from types import ModuleType
 from typing import TypeVar
 
 from sparse_pretrain.errors import FailedError
@@ -38,7 +41,8 @@ class Workers:
             return
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self._count, worker_context(), initializer=_start_worker)
-        futures = [self._pool.submit(function, task) for task in tasks]
+        with _no_main_module():
+            futures = [self._pool.submit(function, task) for task in tasks]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -72,6 +76,17 @@ def warm_up(count: int) -> None:
     if count > 1:
         worker_context()
         forkserver.ensure_running()
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Start processes that do not import the program's main module again: 0.3 s of a core each, for nothing."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _start_worker() -> None:

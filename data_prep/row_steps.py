@@ -70,7 +70,7 @@ class BuildRows(PipelineStep):
             for document, stays in zip(read_documents(unit.path), kept, strict=True):
                 if stays:
                     outputs[split_of(document.identity, self.recipe.validation_fraction)].add(document)
-                    self.stat_update("documents")
+        self.stat_update("documents", value=sum(output.documents for output in outputs.values()))
         counts = {split: output.close().model_dump() for split, output in outputs.items()}
         write_json(place / "counts.json", counts)
         yield from ()

@@ -98,7 +98,7 @@ class TokenFileWriter:
                 "samples": dict(sorted(self._samples.items())),
             }
             # The counts travel in a last, empty batch: the schema was written before they were known.
-            empty = pa.record_batch([pa.array([], field.type) for field in self._schema], self._schema)
+            empty = pa.record_batch([pa.nulls(0, field.type) for field in self._schema], self._schema)
             self._writer.write_batch(empty, custom_metadata={COUNTS: json.dumps(counts)})
         self._stack.__exit__(kind, error, traceback)
 
@@ -126,10 +126,11 @@ def list_array(values: list[NDArray[Any]], kind: pa.DataType) -> pa.Array:
 
 def bands_array(bands: list[NDArray[np.uint64] | None]) -> pa.Array:
     """Return the bands of documents as an Arrow column; nulls where they were not asked for."""
-    kind = pa.list_(pa.uint64())
-    if bands[0] is None:
-        return pa.nulls(len(bands), kind)
-    return pa.array(bands, kind)
+    given = [one for one in bands if one is not None]
+    if not given:
+        return pa.nulls(len(bands), pa.list_(pa.uint64()))
+    offsets = np.cumsum([0, *map(len, given)], dtype=np.int32)
+    return pa.ListArray.from_arrays(as_arrow(offsets), as_arrow(np.concatenate(given)))
 
 
 def read_counts(path: Path) -> dict[str, Any]:

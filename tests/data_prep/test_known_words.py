@@ -1,6 +1,7 @@
 """Remembered words give the library's ids."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import BertTokenizerFast
 
-from data_prep.known_words import KnownWords, WordEncoder, word_encoder
+from data_prep.known_words import KnownWords, WordEncoder, as_bytes, word_encoder
 from data_prep.tokenizer import load_tokenizer
 from tests.data_prep.corpus import prose
 
@@ -26,38 +27,63 @@ def backend(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def ids_of(words: WordEncoder, text: str) -> list[int] | None:
-    (ids,) = words.encode([text])
-    return None if ids is None else np.frombuffer(ids, np.uint16).tolist()
+class Library:
+    """The tokenizer itself, which remembers what it was asked."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.asked: list[str] = []
+
+    def ids(self, text: str) -> list[int]:
+        found: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return found
+
+    def __call__(self, texts: list[str]) -> list[bytes]:
+        self.asked += texts
+        return [as_bytes(self.ids(text)) for text in texts]
+
+
+def sentences_of(words: WordEncoder, sentences: list[str]) -> list[list[int]]:
+    ids, ends = words.encode(sentences)
+    return [ids[start:stop].tolist() for start, stop in pairwise([0, *ends.tolist()])]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["uncased", "cased"])
 def pair(
     request: pytest.FixtureRequest, tokenizers: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Tokenizer, WordEncoder]:
+) -> tuple[Library, WordEncoder]:
     folder = tmp_path_factory.mktemp("bert")
     BertTokenizerFast(vocab=str(tokenizers / "vocab.txt"), do_lower_case=request.param).save_pretrained(
         folder
     )
-    tokenizer = backend(folder)
-    words = word_encoder(tokenizer, np.uint16)
+    library = Library(backend(folder))
+    words = word_encoder(library.tokenizer, library)
     assert words is not None
-    return tokenizer, words
+    return library, words
 
 
-@given(text=TEXTS)
+@given(sentences=st.lists(TEXTS, max_size=5))
 @settings(deadline=None, max_examples=300)
-def test_the_same_ids(pair: tuple[Tokenizer, WordEncoder], text: str) -> None:
-    tokenizer, words = pair
-    ids = ids_of(words, text)
-    assert ids is None or ids == tokenizer.encode(text, add_special_tokens=False).ids
+def test_the_same_ids(pair: tuple[Library, WordEncoder], sentences: list[str]) -> None:
+    """Plain sentences and others in any order, empty ones and ones of control characters alone too."""
+    library, words = pair
+    assert sentences_of(words, sentences) == [library.ids(sentence) for sentence in sentences]
 
 
-def test_special_tokens_in_the_text_and_endless_words(pair: tuple[Tokenizer, WordEncoder]) -> None:
-    tokenizer, words = pair
-    for text in ("a [SEP] b [MASK].", "x" * 300, prose(3, 20), "", " ", "##ing"):
-        assert ids_of(words, text) == tokenizer.encode(text, add_special_tokens=False).ids
-    assert words.encode(["café", "a (café)"]) == [None, None]
+def test_special_tokens_in_the_text_and_endless_words(pair: tuple[Library, WordEncoder]) -> None:
+    library, words = pair
+    plain = ["a [SEP] b [MASK].", "x" * 300, prose(3, 20), "", " ", "##ing", prose(4, 2000)]
+    library.asked.clear()
+    assert sentences_of(words, plain) == [library.ids(text) for text in plain]
+    assert library.asked == []
+
+
+def test_only_what_is_not_plain_goes_to_the_library(pair: tuple[Library, WordEncoder]) -> None:
+    library, words = pair
+    library.asked.clear()
+    sentences = ["café", "A river.", "a (café, caffè)", "“Night”…", "a\0b"]
+    assert sentences_of(words, sentences) == [library.ids(text) for text in sentences]
+    assert [text.strip() for text in library.asked] == ["café", "a (café, caffè)", "a\x01b"]
 
 
 def test_few_words_are_held_and_forgotten_ones_come_again(
@@ -70,10 +96,11 @@ def test_few_words_are_held_and_forgotten_ones_come_again(
     assert len(set(text)) > 14
     for word in text:
         expected = tokenizer.encode(word, add_special_tokens=False).ids
-        assert np.frombuffer(words[word], np.uint32).tolist() == expected
+        assert np.frombuffer(words[word.encode()], np.uint32).tolist() == expected
         assert len(words) + len(words._before) <= 16
 
 
 @pytest.mark.parametrize("name", ["roberta"])
 def test_other_rules_go_to_the_library(tokenizers: Path, name: str) -> None:
-    assert word_encoder(backend(tokenizers / name), np.uint16) is None
+    library = Library(backend(tokenizers / name))
+    assert word_encoder(library.tokenizer, library) is None
