@@ -1,10 +1,8 @@
 """What pruning costs: mask updates against `torch.kthvalue`, masked steps against plain ones, bytes a weight."""
 
-import platform
 import statistics
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from sparse_pretrain.data.batch import Batch, Counts
 from sparse_pretrain.distillation.losses import masked_language_loss
 from sparse_pretrain.models.pretraining import PretrainingModel
 from sparse_pretrain.models.prunable import prunable_weights
+from sparse_pretrain.processor import processor_name
 from sparse_pretrain.pruning.pruner import Pruner
 from sparse_pretrain.pruning.scorers.magnitude import Magnitude
 from sparse_pretrain.pruning.structures.element import Element
@@ -177,7 +176,4 @@ def device_name(device: torch.device) -> str:
     """Return what the benchmark ran on, for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "CPU"
+    return processor_name()

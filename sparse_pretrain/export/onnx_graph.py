@@ -4,6 +4,7 @@ import io
 import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -51,18 +52,39 @@ def write_onnx(model: PreTrainedModel, layout: InputLayout, file: Path) -> None:
         raise UserError(
             f"{type(model).__name__}: torch cannot write it as ONNX, which OpenVINO is made of too ({reason})"
         ) from None
-    strip_traces(file)
+    tidy(file)
 
 
-def strip_traces(file: Path) -> None:
-    """Remove what the exporter notes about every node: the exporting machine's stack traces, a megabyte of them."""
+def tidy(file: Path) -> None:
+    """Mend a traced file: without stack traces of the exporting machine (a megabyte), with zero points of their own."""
     import onnx
 
     # Weights in a file of their own stay there, untouched.
     model = onnx.load(file, load_external_data=False)
     for node in model.graph.node:
         del node.metadata_props[:]
+    own_zero_points(model.graph)
     onnx.save(model, file)
+
+
+def own_zero_points(graph: Any) -> None:
+    """Give every DequantizeLinear a zero point of its own, in place; the tracer makes one of equal ones.
+
+    onnxruntime makes uint8 of int8 weights where these would overflow (`runners.onnx_runner`), one after the other, and
+    stops at a zero point that it has turned before.
+    """
+    numbers = {tensor.name: tensor for tensor in graph.initializer}
+    taken = set()
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[2] not in numbers:
+            continue
+        shared = node.input[2]
+        if shared in taken:
+            own = graph.initializer.add()
+            own.CopyFrom(numbers[shared])
+            own.name = f"{node.output[0]}_zero_point"
+            node.input[2] = own.name
+        taken.add(shared)
 
 
 def write_int8(source: Path, file: Path) -> None:

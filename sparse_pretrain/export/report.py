@@ -1,6 +1,5 @@
 """`export report`: what a sparse model weighs in every format, and how fast it is beside a dense one."""
 
-import platform
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from sparse_pretrain.export.runners import require
 from sparse_pretrain.export.task_metric import metric_by_engine
 from sparse_pretrain.export.timing import QUICK, THOROUGH, Pace, side_by_side, summary
 from sparse_pretrain.files import read_json, write_json, write_text
+from sparse_pretrain.processor import processor_flags, processor_name
 from sparse_pretrain.telemetry.bar import progress_bar
 
 SCRATCH = ".scratch"
@@ -203,21 +203,10 @@ def accuracy(source: str) -> dict[str, Any] | None:
 
 def machine(threads: int) -> dict[str, Any]:
     """Return what the times depend on: processor, its matrix instructions, cores, versions."""
-    processor, flags = platform.processor() or platform.machine(), set()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                processor = value.strip()
-            if key.strip() == "flags":
-                flags = set(value.split())
-                break
-    except OSError:
-        pass  # not Linux: the name alone
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+    wanted = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
     return {
-        "processor": processor,
-        "instructions": [name for name in wanted if name in flags],
+        "processor": processor_name(),
+        "instructions": [name for name in wanted if name in processor_flags()],
         "threads": threads,
         "cores": psutil.cpu_count(logical=False),
         "load_average": psutil.getloadavg()[0],

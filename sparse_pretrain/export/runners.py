@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 
 from sparse_pretrain.errors import UserError
 from sparse_pretrain.export.inputs import Array, Batch
+from sparse_pretrain.processor import overflows_in_int8
 
 Run = Callable[[Batch], list[Array]]
+INT8_KERNELS = "LP_TRANSFORMS_MODE"
 # Not outputs of a task; a pooler may be missing from what was saved, and be made up on loading.
 LEFT_OUT = {"loss", "hidden_states", "attentions", "past_key_values", "cross_attentions", "pooler_output"}
 
@@ -81,6 +83,8 @@ def onnx_runner(file: Path, threads: int) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Where int8 products would overflow, weights become uint8 on loading: other products, which do not.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     return lambda batch: [np.asarray(output) for output in session.run(None, batch)]
 
@@ -99,7 +103,11 @@ def openvino_runner(file: Path, settings: dict[str, Any], threads: int) -> Run:
     require("openvino")
     import openvino
 
-    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_NUM_THREADS": threads, **settings})
+    settings = {"INFERENCE_NUM_THREADS": threads, **settings}
+    if overflows_in_int8():
+        # No int8 kernels: it has none that add up right here.
+        settings[INT8_KERNELS] = "NO"
+    compiled = openvino.Core().compile_model(file, "CPU", settings)
     outputs = len(compiled.outputs)
 
     def run(batch: Batch) -> list[Array]:

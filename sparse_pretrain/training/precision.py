@@ -1,12 +1,12 @@
 """Which number format the forward pass uses on this hardware."""
 
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from sparse_pretrain.config.recipe import Precision
 from sparse_pretrain.errors import UserError
+from sparse_pretrain.processor import processor_flags
 
 Resolved = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,6 +32,4 @@ def has_fast_bf16() -> bool:
     """Say whether bf16 matrix products run natively here."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    cpu = Path("/proc/cpuinfo")
-    flags = cpu.read_text(encoding="utf-8") if cpu.is_file() else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return not processor_flags().isdisjoint(("avx512_bf16", "amx_bf16"))
