@@ -26,7 +26,7 @@ SETTINGS = (
     ),
     *("checkpoint.every=20", "evaluation.every=1000", "logging.histograms_every=0"),
 )
-SECONDS = 90.0
+SECONDS = 180.0
 # Minutes: no job here comes near it, unless it is told to.
 NO_LIMIT = 60
 ENDED = ("COMPLETED", "FAILED")

@@ -10,7 +10,7 @@ from launcher.lab import Lab
 from launcher.restart import SUBMITTED, read_lines
 from tests.launched import launch_tiny
 from tests.slurm.jobs import Job, text
-from tests.slurm.run import losses
+from tests.slurm.run import SECONDS, losses
 from tests.tiny import tiny_prepared
 
 STEPS = 12
@@ -37,13 +37,13 @@ def launch_slurm(lab: Lab, folder: Path, *arguments: str) -> subprocess.Complete
         env=lab.environment,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=SECONDS,
         check=False,
     )
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_run_of_hostile_names_trains_on_two_nodes_of_two_ranks_like_four_ranks_here(
     lab: Lab, tmp_path: Path
 ) -> None:
@@ -61,14 +61,14 @@ def test_a_run_of_hostile_names_trains_on_two_nodes_of_two_ranks_like_four_ranks
     job = Job(lab, submitted["job_id"])
     shown = lab.run("squeue", "--noheader", "--format=%j", f"--jobs={job.number}").strip()
     assert shown == HOSTILE
-    job.wait_for("COMPLETED", "FAILED", seconds=90)
+    job.wait_for("COMPLETED", "FAILED", seconds=SECONDS)
     printed = text(run / "slurm" / f"job-{job.number}.out")
     assert job.state == "COMPLETED", printed
     assert f"prune step {STEPS}/{STEPS}" in printed
 
     reference = launch_tiny(folder, "reference", 4, *SETTINGS, environment={"OMP_NUM_THREADS": "1"})
     try:
-        said, _ = reference.communicate(timeout=90)
+        said, _ = reference.communicate(timeout=SECONDS)
     finally:
         reference.kill()
     assert reference.returncode == 0, said
@@ -81,7 +81,7 @@ def test_a_run_of_hostile_names_trains_on_two_nodes_of_two_ranks_like_four_ranks
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_job_goes_on_with_fewer_nodes_when_no_more_are_left(lab: Lab, tmp_path: Path) -> None:
     tiny_prepared(tmp_path / "data")
     steps = ("steps=150", "pruning.end=100", "checkpoint.every=20", "evaluation.every=1000")
@@ -89,11 +89,11 @@ def test_a_job_goes_on_with_fewer_nodes_when_no_more_are_left(lab: Lab, tmp_path
     assert done.returncode == 0, done.stderr
     (submitted,) = read_lines(tmp_path / "run" / "slurm" / SUBMITTED)
     job, output = Job(lab, submitted["job_id"]), tmp_path / "run" / "slurm" / f"job-{submitted['job_id']}.out"
-    lab.wait_for(lambda: "step 20: saved" in text(output), 90, "twenty steps")
+    lab.wait_for(lambda: "step 20: saved" in text(output), SECONDS, "twenty steps")
     for node in lab.nodes[1:]:
         lab.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
     job.cancel("--signal=USR2")
-    job.wait_for("COMPLETED", "FAILED", seconds=90)
+    job.wait_for("COMPLETED", "FAILED", seconds=SECONDS)
     printed = text(output)
     assert job.state == "COMPLETED", printed
     assert f"job {job.number}, start 1: 2 ranks on {lab.nodes[0][:-1]}[" in printed

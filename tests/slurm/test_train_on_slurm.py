@@ -93,7 +93,7 @@ def test_a_run_that_is_interrupted_in_every_way_ends_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_node_that_was_cut_off_and_trains_on_commits_nothing(
     cuttable_lab: Lab, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
