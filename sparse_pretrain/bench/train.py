@@ -65,11 +65,9 @@ def measure(
                 modes[mode] = {}
                 for side in SIDES:
                     bar.update(task, description=f"{case.model} {case.length} {mode}: {side}")
-                    looked_into = profile and side == "ours"
-                    measurement = Measurement.model_validate(
-                        {"case": case, "side": side, "mode": mode, "start": str(start), **folders}
-                        | {"profile": looked_into}
-                    )
+                    values: dict[str, Any] = {"case": case, "side": side, "mode": mode, "start": str(start)}
+                    values["profile"] = profile and side == "ours"
+                    measurement = Measurement.model_validate(values | folders)
                     modes[mode][side] = run_bench("train", measurement, case.ranks, place)
                     bar.update(task, advance=1)
             results.append(compared(case, modes))
@@ -143,7 +141,11 @@ def compared(case: Case, modes: dict[Mode, dict[str, Any]]) -> dict[str, Any]:
 
 
 def rows_of(kind: TextKind, length: int, place: Path) -> dict[str, str]:
-    """Return both sides' prepared folders in `place`; what is not there is prepared of texts fetched for it."""
+    """Return both sides' prepared folders in `place`; what is not there is prepared of texts fetched for it.
+
+    Each kind of text has a folder of its own: rows that were kept are never taken for those of another one.
+    """
+    place = place / kind
     folders = folders_of(length, place)
     if all(Path(folder).is_dir() for folder in folders.values()):
         return folders

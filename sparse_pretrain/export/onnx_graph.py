@@ -76,7 +76,8 @@ def own_zero_points(graph: Any) -> None:
     numbers = {tensor.name: tensor for tensor in graph.initializer}
     taken = set()
     for node in graph.node:
-        if node.op_type != "DequantizeLinear" or node.input[2] not in numbers:
+        # The zero point is the third input, and may be left out.
+        if node.op_type != "DequantizeLinear" or not numbers.keys() & set(node.input[2:]):
             continue
         shared = node.input[2]
         if shared in taken:

@@ -13,11 +13,8 @@ from sparse_pretrain.errors import UserError
 VARIANTS = 32
 
 
-def compile_layers(model: PreTrainedModel) -> int:
+def compile_layers(model: PreTrainedModel) -> None:
     """Compile a model's repeated layers, in place; each at its first call. Names and weights stay what they are.
-
-    Returns:
-        How many layers there are.
 
     Raises:
         UserError: the model has no list of layers of one kind.
@@ -29,7 +26,6 @@ def compile_layers(model: PreTrainedModel) -> int:
     config.recompile_limit = max(config.recompile_limit, VARIANTS)
     for layer in layers:
         layer.compile()
-    return len(layers)
 
 
 def repeated_layers(model: PreTrainedModel) -> list[nn.Module]:

@@ -28,5 +28,5 @@ $python -m pip download --quiet --no-deps --dest "$kit/wheels" --only-binary=:al
 # Prepares the rows, and shows that both sides run on them.
 $python -m sparse_pretrain bench train --models tiny --lengths 512 --ranks 1 --precisions fp32 --steps 1 \
   --slots 512 --data "$kit/rows"
-rm -rf "$kit/rows/work" "$kit/rows/text.jsonl" "$kit"/{packages,source,binary}.txt
+rm -rf "$kit"/rows/*/{work,text.jsonl} "$kit"/{packages,source,binary}.txt
 du -sh "$kit"
